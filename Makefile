@@ -1,0 +1,87 @@
+# The only task runner. Each target sets up what it needs in .venv, once; a change of the build, the dependencies or the
+# native kernels sets it up again.
+#
+#   make up ARGS='--once "What is 17 + 25?"'    a whole fleet on this machine
+#   make test                                   every test that needs no GPU, browser, database server or long time
+#   make check                                  style, types, generated code, wire compatibility, architecture, links
+#   make bench                                  numbers of this machine, as JSON in build/bench
+#   make eval-pocket                            the committed small model's scores
+#   make wheel                                  build the wheel and try it in a fresh environment
+#   make proto | constraints | clean            regenerate the gRPC code; pin what is installed; remove what was built
+
+PYTHON ?= python3
+NICE   ?=
+PYTEST ?= -n 2
+ARGS   ?=
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+RUN     := $(VENV)/.shoal-run
+DEV     := $(VENV)/.shoal-dev
+NATIVE  := CMakeLists.txt $(wildcard kernels/cpu/*.cc kernels/cpu/*.h kernels/cpu/*/*.cc kernels/cpu/*/*.h)
+INPUTS  := pyproject.toml constraints.txt $(NATIVE)
+PIP     := $(NICE) $(BIN)/python -m pip install --quiet -c constraints.txt
+PARTS   := agent controller deploy kernels proto runtime
+PROTOS  := $(sort $(wildcard proto/v1/*.proto))
+PROTOC   = $(BIN)/python -m grpc_tools.protoc -Ishoal/proto=proto
+RELEASE := proto/released/v0.1.binpb
+
+.PHONY: up test check bench eval-pocket wheel proto constraints clean links
+.DELETE_ON_ERROR:
+
+up: $(RUN)
+	@$(BIN)/shoal up $(ARGS)
+
+test: $(DEV)
+	@$(NICE) $(BIN)/pytest $(PYTEST) $(ARGS)
+
+check: $(DEV) links
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(NICE) $(BIN)/mypy
+	@rm -rf build/proto && mkdir -p build/proto
+	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto \
+	  --include_imports --descriptor_set_out=build/proto/now.binpb $(PROTOS:%=shoal/%)
+	diff -r -x '*.proto' -x __init__.py -x __pycache__ build/proto/shoal/proto/v1 proto/v1
+	$(BIN)/buf breaking build/proto/now.binpb --against $(RELEASE)
+	$(BIN)/pytest -q -p no:xdist tests/test_architecture.py tests/test_links.py
+
+bench: $(DEV)
+	@$(NICE) $(BIN)/python -P tests/bench/matvec.py $(ARGS)
+
+eval-pocket: $(RUN)
+	@$(BIN)/shoal model eval pocket $(ARGS)
+
+wheel: $(DEV)
+	@$(NICE) $(BIN)/pytest -p no:xdist -m wheel tests/test_wheel.py $(ARGS)
+
+proto: $(DEV) links
+	$(PROTOC) --python_out=build/dev --pyi_out=build/dev --grpc_python_out=build/dev $(PROTOS:%=shoal/%)
+
+# The installed layout as symbolic links, for the tools that cannot follow the editable install.
+links:
+	@mkdir -p build/dev/shoal
+	@for part in $(PARTS); do ln -sfn ../../../$$part build/dev/shoal/$$part; done
+	@echo '__version__: str' > build/dev/shoal/__init__.pyi
+
+constraints: $(DEV)
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude shoal \
+	  | sed 's/+cpu$$//'; } > build/constraints.txt && mv build/constraints.txt constraints.txt
+
+clean:
+	rm -rf build dist $(VENV) .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# Build isolation is off: the tools below are pinned, fetched once and reused. CMake comes from PyPI where there is none.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(DEV): $(INPUTS) | $(BIN)/python
+	$(PIP) scikit-build-core nanobind $(if $(shell command -v cmake),,cmake ninja)
+	$(PIP) --no-build-isolation -e '.[all,test,dev]'
+	@touch $(RUN) $@
+
+$(RUN): $(INPUTS) | $(BIN)/python
+	$(PIP) scikit-build-core nanobind $(if $(shell command -v cmake),,cmake ninja)
+	$(PIP) --no-build-isolation -e '.[all]'
+	@touch $@
