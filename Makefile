@@ -23,10 +23,10 @@ INPUTS  := pyproject.toml constraints.txt $(NATIVE)
 PIP     := $(NICE) $(BIN)/python -m pip install --quiet -c constraints.txt
 PARTS   := agent controller deploy kernels proto runtime
 PROTOS  := $(sort $(wildcard proto/v1/*.proto))
-PROTOC   = $(BIN)/python -m grpc_tools.protoc -Ishoal/proto=proto
+PROTOC   = $(BIN)/python -P -m grpc_tools.protoc -Ishoal/proto=proto
 RELEASE := proto/released/v0.1.binpb
 
-.PHONY: up test check bench eval-pocket wheel proto constraints clean links
+.PHONY: up test check bench eval-pocket wheel proto proto-release constraints clean links
 .DELETE_ON_ERROR:
 
 up: $(RUN)
@@ -43,7 +43,8 @@ check: $(DEV) links
 	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto \
 	  --include_imports --descriptor_set_out=build/proto/now.binpb $(PROTOS:%=shoal/%)
 	diff -r -x '*.proto' -x __init__.py -x __pycache__ build/proto/shoal/proto/v1 proto/v1
-	$(BIN)/buf breaking build/proto/now.binpb --against $(RELEASE)
+	$(BIN)/buf lint build/proto/now.binpb --config proto/buf.yaml
+	$(BIN)/buf breaking build/proto/now.binpb --config proto/buf.yaml --against $(RELEASE)
 	$(BIN)/pytest -q -p no:xdist tests/test_architecture.py tests/test_links.py
 
 bench: $(DEV)
@@ -57,6 +58,11 @@ wheel: $(DEV)
 
 proto: $(DEV) links
 	$(PROTOC) --python_out=build/dev --pyi_out=build/dev --grpc_python_out=build/dev $(PROTOS:%=shoal/%)
+
+# Fixes what later versions are compared with. Once a release, with the new name in RELEASE.
+proto-release: $(DEV) links
+	@mkdir -p $(dir $(RELEASE))
+	$(PROTOC) --include_imports --descriptor_set_out=$(RELEASE) $(PROTOS:%=shoal/%)
 
 # The installed layout as symbolic links, for the tools that cannot follow the editable install.
 links:
