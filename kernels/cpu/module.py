@@ -32,9 +32,16 @@ def matvec_bf16(w: Any, x: Any, out: Any = None, isa: str = "auto") -> Any:
     that this machine or this build lacks.
     """
     if out is None:
-        out = np.empty((*x.shape[:-1], w.shape[0]), dtype=np.float32)
+        out = np.empty(_out_shape(w, x), dtype=np.float32)
     _cpu.matvec_bf16(w, x, out, isa)
     return out
+
+
+def _out_shape(w: Any, x: Any) -> tuple[int, ...]:
+    try:
+        return (*x.shape[:-1], w.shape[0])
+    except (AttributeError, IndexError):
+        raise TypeError("w and x must be arrays: w [out, in], x [in] or [n, in]") from None
 
 
 def available_isas() -> tuple[str, ...]:
