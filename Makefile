@@ -48,7 +48,7 @@ check: $(DEV) links
 	$(BIN)/pytest -q -p no:xdist tests/test_architecture.py tests/test_links.py
 
 bench: $(DEV)
-	@$(NICE) $(BIN)/python -P tests/bench/matvec.py $(ARGS)
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(NICE) $(BIN)/python -P tests/bench/matvec.py $(ARGS)
 
 eval-pocket: $(RUN)
 	@$(BIN)/shoal model eval pocket $(ARGS)
