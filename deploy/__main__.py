@@ -1,0 +1,3 @@
+from shoal.deploy.cli import main
+
+main()
