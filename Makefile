@@ -7,11 +7,11 @@
 #   make bench                                  numbers of this machine, as JSON in build/bench
 #   make eval-pocket                            the committed small model's scores
 #   make wheel                                  build the wheel and try it in a fresh environment
-#   make proto | constraints | clean            regenerate the gRPC code; pin what is installed; remove what was built
+#   make format | proto | constraints | clean   tidy the code; regenerate gRPC's; pin what is installed; remove what was built
 
 PYTHON ?= python3
 NICE   ?=
-PYTEST ?= -n 2
+PYTEST ?= -n 2 --dist loadfile
 ARGS   ?=
 
 VENV    := .venv
@@ -26,7 +26,7 @@ PROTOS  := $(sort $(wildcard proto/v1/*.proto))
 PROTOC   = $(BIN)/python -P -m grpc_tools.protoc -Ishoal/proto=proto
 RELEASE := proto/released/v0.1.binpb
 
-.PHONY: up test check bench eval-pocket wheel proto proto-release constraints clean links
+.PHONY: up test check check-style check-types check-proto check-house format bench eval-pocket wheel proto proto-release constraints clean links
 .DELETE_ON_ERROR:
 
 up: $(RUN)
@@ -35,17 +35,31 @@ up: $(RUN)
 test: $(DEV)
 	@$(NICE) $(BIN)/pytest $(PYTEST) $(ARGS)
 
-check: $(DEV) links
+# `make -k check` goes on after the first complaint.
+check: check-style check-types check-proto check-house
+
+check-style: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+check-types: $(DEV) links
 	$(NICE) $(BIN)/mypy
+
+check-proto: $(DEV) links
 	@rm -rf build/proto && mkdir -p build/proto
 	$(PROTOC) --python_out=build/proto --pyi_out=build/proto --grpc_python_out=build/proto \
 	  --include_imports --descriptor_set_out=build/proto/now.binpb $(PROTOS:%=shoal/%)
 	diff -r -x '*.proto' -x __init__.py -x __pycache__ build/proto/shoal/proto/v1 proto/v1
 	$(BIN)/buf lint build/proto/now.binpb --config proto/buf.yaml
 	$(BIN)/buf breaking build/proto/now.binpb --config proto/buf.yaml --against $(RELEASE)
-	$(BIN)/pytest -q -p no:xdist tests/test_architecture.py tests/test_links.py
+
+check-house: $(DEV)
+	$(NICE) $(BIN)/pytest -q -p no:xdist tests/test_architecture.py tests/test_links.py
+
+# Rewrites files, so it is not part of `check`.
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 bench: $(DEV)
 	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(NICE) $(BIN)/python -P tests/bench/matvec.py $(ARGS)
