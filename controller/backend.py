@@ -43,9 +43,7 @@ class GenerateOptions:
 class Backend(Protocol):
     """What an edge may ask of the fleet."""
 
-    async def generate(
-        self, request: generation_pb2.GenerationRequest, options: GenerateOptions
-    ) -> OutputStream:
+    async def generate(self, request: generation_pb2.GenerationRequest, options: GenerateOptions) -> OutputStream:
         """Waits for a slot and sends the request. Raises NotFound, NoCapacity, Unavailable, BadRequest, DeadlineExceeded."""
         ...
 
