@@ -26,7 +26,7 @@ class Backoff:
         if exponent < 0:
             return 0.0
         # 2**64 seconds is beyond every cap; the bound keeps the power a small integer for ever.
-        return self._draw() * min(self._cap_s, self._base_s * 2 ** min(exponent, 64))
+        return self._draw() * min(self._cap_s, self._base_s * float(1 << min(exponent, 64)))
 
     def reset(self) -> None:
         """The last attempt succeeded."""

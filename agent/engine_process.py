@@ -169,7 +169,9 @@ class EngineProcess:
                 stderr=asyncio.subprocess.PIPE,
             )
         except OSError as error:
-            self.failure = wire.ErrorInfo(code="engine_failed", message=f"cannot start the engine: {error}", retryable=True)
+            self.failure = wire.ErrorInfo(
+                code="engine_failed", message=f"cannot start the engine: {error}", retryable=True
+            )
             return None
         served_at: float | None = None
         try:

@@ -1,20 +1,20 @@
 """What an agent refuses or loses, as one small tree.
 
-    AgentError
-      AddressRefused        a controller address that must not be dialled, or is not one
-      BadOption             an engine option that cannot be understood
-      ModelNotFound         no catalogue name, folder of the store or directory of that name
-      NothingFits           no candidate fits the memory budget
-      IdentityUnreadable    the identity file is not one of ours
-      EngineUnavailable     the engine cannot take the request now
-      StreamBroken          the controller's end does not keep the protocol
-      PullError             a download did not end in a verified model; what arrived is kept unless it was wrong
-        UnsafeName          a file name of the repository that would leave the folder
-        RepositoryRefused   not found, gated, or without a usable checkpoint
-        SourceUnreachable   the source kept failing until the retries were spent
-        DigestMismatch      the bytes are not those that the hub lists; they are deleted
-        DiskFull            not enough free space, before or during the download
-        PullBusy            another process is pulling this model
+AgentError
+  AddressRefused        a controller address that must not be dialled, or is not one
+  BadOption             an engine option that cannot be understood
+  ModelNotFound         no catalogue name, folder of the store or directory of that name
+  NothingFits           no candidate fits the memory budget
+  IdentityUnreadable    the identity file is not one of ours
+  EngineUnavailable     the engine cannot take the request now
+  StreamBroken          the controller's end does not keep the protocol
+  PullError             a download did not end in a verified model; what arrived is kept unless it was wrong
+    UnsafeName          a file name of the repository that would leave the folder
+    RepositoryRefused   not found, gated, or without a usable checkpoint
+    SourceUnreachable   the source kept failing until the retries were spent
+    DigestMismatch      the bytes are not those that the hub lists; they are deleted
+    DiskFull            not enough free space, before or during the download
+    PullBusy            another process is pulling this model
 """
 
 from __future__ import annotations

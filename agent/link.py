@@ -128,7 +128,9 @@ class Link:
                 self.refusal = "" if close.retry else f"{close.code}: {close.detail}"
                 pause = backoff.next_delay_s() if close.retry else REFUSED_PAUSE_S
                 level = logging.INFO if stream.registered_at is not None or not close.retry else logging.DEBUG
-                log.log(level, "link to %s ended: %s %s; next try in %.2f s", self.address, close.code, close.detail, pause)
+                log.log(
+                    level, "link to %s ended: %s %s; next try in %.2f s", self.address, close.code, close.detail, pause
+                )
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._leaving.wait()
@@ -276,5 +278,3 @@ class _Stream:
 async def _frames(call: _Call) -> AsyncIterator[link_pb2.ControllerFrame]:
     while (frame := await call.read()) is not aio.EOF:
         yield frame
-
-

@@ -216,8 +216,8 @@ class Session:
             case Produced(outputs):
                 return self._produce(outputs)
             case Answered(result):
-                frame = link_pb2.AgentFrame(call_result=translate.call_result_to_proto(result))
-                return [Send(frame)] if self._is_registered else []
+                answer = link_pb2.AgentFrame(call_result=translate.call_result_to_proto(result))
+                return [Send(answer)] if self._is_registered else []
             case NodeChanged(state):
                 return [Send(link_pb2.AgentFrame(state=state))] if self._is_registered else []
             case BooksChanged():

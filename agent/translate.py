@@ -178,9 +178,7 @@ def _finish_to_proto(finish: wire.Finish) -> generation_pb2.Finish:
 
 def error_to_proto(error: wire.ErrorInfo) -> generation_pb2.Error:
     """A typed failure as it is."""
-    return generation_pb2.Error(
-        code=error.code, message=error.message, param=error.param, retryable=error.retryable
-    )
+    return generation_pb2.Error(code=error.code, message=error.message, param=error.param, retryable=error.retryable)
 
 
 def call_result_to_proto(result: wire.CallResult) -> link_pb2.CallResult:

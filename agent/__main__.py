@@ -1,0 +1,3 @@
+from shoal.agent.cli import main
+
+main()
