@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import ConfigInvalid
+from .errors import ConfigInvalid, Unsupported
 from .mapping_reader import MappingReader
 from .rope_config import RopeConfig, read_rope
 
@@ -137,6 +137,8 @@ class ModelConfig:
         model_type = top.string("model_type", "")
         if model_type not in MODEL_TYPES:
             raise top.fail("model_type", f"is {model_type!r}; served are {', '.join(MODEL_TYPES)}")
+        if top.raw("quantization_config", text.raw("quantization_config")) is not None:
+            raise Unsupported("quantization_config: quantised checkpoints are not served yet", file="config.json")
         if nested is not None:
             text.string("model_type", "")
         check_fixed_choices(text)

@@ -75,9 +75,9 @@ def size_label(config: ModelConfig) -> str:
     count = num_parameters(config)
     for size in SIZES:
         published = ModelConfig.from_mapping(published_config(size))
-        if (published.hidden_size, published.num_layers) == (config.hidden_size, config.num_layers):
-            if num_parameters(published) == count:
-                return size.lower()
+        same_shape = (published.hidden_size, published.num_layers) == (config.hidden_size, config.num_layers)
+        if same_shape and num_parameters(published) == count:
+            return size.lower()
     for unit, divisor in (("b", 1e9), ("m", 1e6), ("k", 1e3)):
         if count >= divisor:
             return f"{count / divisor:.3g}{unit}"

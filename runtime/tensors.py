@@ -121,7 +121,7 @@ def moe_tensors(config: ModelConfig, *, fused: bool = True) -> dict[str, TensorS
 def mtp_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
     """The multi-token-prediction block, full names. Its experts, where sparse, are published one by one."""
     hidden = config.hidden_size
-    tensors = {}
+    tensors: dict[str, TensorSpec] = {}
     for i in range(config.mtp_num_hidden_layers):
         layer = layer_tensors(config, FULL_ATTENTION)
         if config.moe is not None:
