@@ -109,7 +109,9 @@ class ChatTemplate:
             marked = mark_texts(list(conversation), self._first_letters, marks.begin)
             segments = self._by_text_marks(text, context(tuple(marked)), marks)
         if segments is None:
-            raise TemplateFailed("the chat template changes the control strings that a message spells; cannot tell them apart")
+            raise TemplateFailed(
+                "the chat template changes the control strings that a message spells; cannot tell them apart"
+            )
         return Rendered(text, tuple(segments))
 
     def _by_template_marks(
@@ -150,7 +152,9 @@ class ChatTemplate:
 
     def _segments(self, parts: list[str]) -> list[str | ControlToken]:
         return [
-            self._tokenizer.controls[part] if index % 2 else part for index, part in enumerate(parts) if index % 2 or part
+            self._tokenizer.controls[part] if index % 2 else part
+            for index, part in enumerate(parts)
+            if index % 2 or part
         ]
 
     def _compile_marked(self, marks: Marks) -> jinja2.Template:

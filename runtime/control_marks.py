@@ -23,13 +23,17 @@ from jinja2 import nodes
 
 from .text_errors import MessagesInvalid
 
-NONCHARACTERS = tuple(map(chr, [*range(0xFDD0, 0xFDF0), *(plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF))]))
+NONCHARACTERS = tuple(
+    map(chr, [*range(0xFDD0, 0xFDF0), *(plane << 16 | low for plane in range(17) for low in (0xFFFE, 0xFFFF))])
+)
 """The 66 code points that Unicode promises never to assign."""
 
 MARKED_NAME = "control_marked_{}"
 """Name under which a marked template sees a named token (`eos_token`, ...) where it prints it."""
 
-_TEXT_METHODS = frozenset({"format", "join", "strip", "lstrip", "rstrip", "replace", "title", "removeprefix", "removesuffix"})
+_TEXT_METHODS = frozenset(
+    {"format", "join", "strip", "lstrip", "rstrip", "replace", "title", "removeprefix", "removesuffix"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +89,17 @@ def mark_texts(value: Any, first_letters: re.Pattern[str], mark: str) -> Any:
     if isinstance(value, str):
         return first_letters.sub(lambda match: match[0] + mark, value)
     if isinstance(value, dict):
-        return {mark_texts(key, first_letters, mark): mark_texts(item, first_letters, mark) for key, item in value.items()}
+        return {
+            mark_texts(key, first_letters, mark): mark_texts(item, first_letters, mark) for key, item in value.items()
+        }
     if isinstance(value, list):
         return [mark_texts(item, first_letters, mark) for item in value]
     return value
 
 
-def mark_template(tree: nodes.Template, controls: re.Pattern[str], marks: Marks, named_tokens: Iterable[str]) -> nodes.Template:
+def mark_template(
+    tree: nodes.Template, controls: re.Pattern[str], marks: Marks, named_tokens: Iterable[str]
+) -> nodes.Template:
     """Frame the control strings that this template prints (first way). Changes and returns `tree`."""
     _TemplateMarker(tree, controls, marks, frozenset(named_tokens)).mark(tree)
     return tree
@@ -139,14 +147,20 @@ class _TemplateMarker:
             if isinstance(child, nodes.Stmt):
                 self.mark(child)
 
-    def _flow(self, node: nodes.Expr) -> nodes.Expr:
+    def _flow(self, node: nodes.Node) -> Any:
         match node:
             case nodes.TemplateData():
                 node.data = self._marks.frame(node.data, self._controls)
             case nodes.Const(value=str() as text):
-                return nodes.Const(self._marks.frame(text, self._controls), lineno=node.lineno, environment=node.environment)
+                return nodes.Const(
+                    self._marks.frame(text, self._controls), lineno=node.lineno, environment=node.environment
+                )
             case nodes.Name(name=name) if name in self._constants:
-                return nodes.Const(self._marks.frame(self._constants[name], self._controls), lineno=node.lineno, environment=node.environment)
+                return nodes.Const(
+                    self._marks.frame(self._constants[name], self._controls),
+                    lineno=node.lineno,
+                    environment=node.environment,
+                )
             case nodes.Name(name=name) if name in self._named_tokens:
                 return nodes.Name(MARKED_NAME.format(name), "load", lineno=node.lineno, environment=node.environment)
             case nodes.Add() | nodes.Mul() | nodes.Or() | nodes.And():

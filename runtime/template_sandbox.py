@@ -51,7 +51,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
             for value, times in ((left, right), (right, left)):
-                too_long = isinstance(times, int) and hasattr(value, "__len__") and len(value) * times > MAX_RENDERED_CHARS
+                too_long = (
+                    isinstance(times, int) and hasattr(value, "__len__") and len(value) * times > MAX_RENDERED_CHARS
+                )
                 if too_long:
                     raise jinja2.TemplateRuntimeError("a repeated text is too long")
         elif isinstance(left, int) and isinstance(right, int) and abs(right) * left.bit_length() > MAX_POWER_BITS:

@@ -129,9 +129,7 @@ class Tokenizer:
         if self._control_ids.isdisjoint(ids):
             return ids
         # The base vocabulary holds a control token as an ordinary entry too: spell that one in bytes.
-        return [
-            piece for index in ids for piece in (self._spell(index) if index in self._control_ids else (index,))
-        ]
+        return [piece for index in ids for piece in (self._spell(index) if index in self._control_ids else (index,))]
 
     def encode_segments(self, segments: Iterable[str | ControlToken]) -> list[int]:
         """Ids of plain texts with control tokens between them, split as the library splits raw text."""
@@ -191,9 +189,12 @@ class Tokenizer:
 
     def _spell(self, token_id: int) -> list[int]:
         """The same bytes, one base token each. Raises TokenizerInvalid where the vocabulary lacks a byte."""
-        ids = [self._full.token_to_id(_LETTER_OF_BYTE[byte]) for byte in self.token_bytes(token_id)]
-        if any(index is None or index in self._control_ids for index in ids):
-            raise TokenizerInvalid(f"token {token_id} cannot be spelled in bytes", file="tokenizer.json")
+        ids: list[int] = []
+        for byte in self.token_bytes(token_id):
+            index = self._full.token_to_id(_LETTER_OF_BYTE[byte])
+            if index is None or index in self._control_ids:
+                raise TokenizerInvalid(f"token {token_id} cannot be spelled in bytes", file="tokenizer.json")
+            ids.append(index)
         return ids
 
 
