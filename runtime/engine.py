@@ -1,0 +1,191 @@
+"""The engine: continuous batching in three verbs a step. Synchronous and single-threaded; whoever owns it drives it.
+
+    plan = scheduler.schedule()           which tokens of which sequences
+    result = runner.execute(plan)         the model
+    scheduler.commit(plan, drawn)         what became of them
+
+Requests come in by `add`, leave by `abort` or by the output that carries their `finish`. Everything that it says is a list
+of `wire.Output`; text is never part of an exception or a log line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from .answer import Answer
+from .errors import RuntimeFault
+from .intake import Intake, PreparedRequest
+from .model_runner import StepResult
+from .refusals import DuplicateRequest, QueueFull, error_info
+from .scheduler import Scheduler, StepPlan
+from .stats import EngineCounters, stats_frame
+from .wire import ErrorInfo, Finish, FinishReason, Output, Request, Stats, Timings, Usage
+
+MAX_WAITING = 256
+"""Choices that wait for a slot. The fleet's credits keep the queue short; this is for those who come without."""
+
+MAX_SCORED_TOKENS = 64
+"""Prompt positions a step may score: each is a row of logits over the whole vocabulary, a megabyte for the published one."""
+
+Key = tuple[str, int]
+
+
+class Runner(Protocol):
+    """What computes a step (`model_runner.ModelRunner`)."""
+
+    def execute(self, plan: StepPlan) -> StepResult: ...
+
+
+class Engine:
+    """Built from its parts; `loading.load_engine` builds it from a directory."""
+
+    def __init__(
+        self, intake: Intake, scheduler: Scheduler, runner: Runner, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.intake = intake
+        self.clock = clock
+        self._scheduler = scheduler
+        self._runner = runner
+        self._counters = EngineCounters()
+        self._answers: dict[int, Answer] = {}
+        self._seq_ids: dict[Key, set[int]] = {}
+        self._num_sequences = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return self._scheduler.has_work
+
+    @property
+    def stats(self) -> Stats:
+        """The books at this moment."""
+        return stats_frame(self._counters, self._scheduler)
+
+    def is_open(self, key: Key) -> bool:
+        """Whether a choice of this request has not ended."""
+        return key in self._seq_ids
+
+    def add(self, request: Request | PreparedRequest) -> None:
+        """Queue all choices of a request, or none. Raises RequestInvalid or QueueFull."""
+        if isinstance(request, Request):
+            request = self.intake.prepare(request, self.clock())
+        if request.key in self._seq_ids:
+            raise DuplicateRequest("a request of this id and attempt runs already")
+        if not self._scheduler.has_room(request.num_choices):
+            raise QueueFull(f"{self._scheduler.num_waiting} choices wait already, of {MAX_WAITING} at most")
+        seq_ids = self._seq_ids[request.key] = set()
+        for choice in range(request.num_choices):
+            answer = Answer(
+                request,
+                choice,
+                self._num_sequences,
+                vocab_size=self.intake.tokenizer.vocab_size,
+                token_bytes=self.intake.tokenizer.token_bytes,
+            )
+            self._num_sequences += 1
+            self._scheduler.add(answer.sequence)
+            self._answers[answer.sequence.seq_id] = answer
+            seq_ids.add(answer.sequence.seq_id)
+
+    def abort(self, key: Key) -> list[Output]:
+        """Free its blocks and slots now. One last output for each choice that was open; none for an unknown id."""
+        return self._end_request(key, FinishReason.ABORT)
+
+    def fail_all(self, error: ErrorInfo) -> list[Output]:
+        """End everything with an error, when the engine itself cannot go on."""
+        return [output for key in list(self._seq_ids) for output in self._end_request(key, FinishReason.ERROR, error)]
+
+    def step(self) -> list[Output]:
+        """One iteration. What the model raises comes out; the engine is not to be used after that."""
+        began_at = self.clock()
+        outputs = self._end_overdue(began_at)
+        plan = self._scheduler.schedule()
+        if not plan.rows:
+            return outputs
+        for row in plan.rows:
+            self._answers[row.sequence.seq_id].start(began_at)
+        result = self._runner.execute(plan)
+        drawn, faults = self._draw(plan, result)
+        self._scheduler.commit(plan, drawn)
+        now = self.clock()
+        outputs += self._report(plan, drawn, faults, now)
+        step_s = self.clock() - began_at
+        self._counters.step_s.observe(step_s)
+        self._counters.host_s.observe(max(step_s - result.forward_s, 0.0))
+        return outputs
+
+    def check_books(self) -> None:
+        """For the idle moment: nothing is held for nobody. Raises block_manager.BooksError."""
+        self._scheduler.blocks.check_books()
+
+    def _draw(self, plan: StepPlan, result: StepResult) -> tuple[dict[int, int], dict[Key, RuntimeFault]]:
+        drawn: dict[int, int] = {}
+        faults: dict[Key, RuntimeFault] = {}
+        for row, logits in zip(plan.rows, result.rows, strict=True):
+            answer = self._answers[row.sequence.seq_id]
+            try:
+                answer.score_prompt(row, logits)
+                if logits.last is not None:
+                    drawn[row.sequence.seq_id] = answer.draw(logits.last)
+            except RuntimeFault as fault:
+                faults[answer.request.key] = fault
+        return drawn, faults
+
+    def _report(
+        self, plan: StepPlan, drawn: dict[int, int], faults: dict[Key, RuntimeFault], now: float
+    ) -> list[Output]:
+        outputs: list[Output] = []
+        for row in plan.rows:
+            answer = self._answers[row.sequence.seq_id]
+            if answer.request.key in faults:
+                continue
+            seq_id = row.sequence.seq_id
+            gap_s = answer.seconds_since_last_token(now)
+            num_prefilled_tokens = answer.num_prefilled_tokens
+            output = answer.report(row, drawn.get(seq_id), now)
+            self._counters.prompt_tokens += answer.num_prefilled_tokens - num_prefilled_tokens
+            if output is None:
+                continue
+            outputs.append(output)
+            if output.token_ids:
+                self._counters.generation_tokens += len(output.token_ids)
+                if gap_s is not None:
+                    self._counters.inter_token_s.observe(gap_s)
+            if output.finish is not None:
+                self._forget(answer)
+        for key, fault in faults.items():
+            outputs += self._end_request(key, FinishReason.ERROR, error_info(fault))
+        return outputs
+
+    def _end_overdue(self, now: float) -> list[Output]:
+        overdue = {
+            answer.request.key: None
+            for answer in self._answers.values()
+            if answer.request.deadline_at is not None and answer.request.deadline_at <= now
+        }
+        return [output for key in overdue for output in self._end_request(key, FinishReason.DEADLINE)]
+
+    def _end_request(self, key: Key, reason: FinishReason, error: ErrorInfo | None = None) -> list[Output]:
+        now = self.clock()
+        outputs: list[Output] = []
+        for seq_id in sorted(self._seq_ids.get(key, ())):
+            answer = self._answers[seq_id]
+            outputs.append(answer.end(reason, now, error))
+            self._forget(answer)
+        return outputs
+
+    def _forget(self, answer: Answer) -> None:
+        seq_id, key = answer.sequence.seq_id, answer.request.key
+        self._scheduler.finish(answer.sequence)
+        del self._answers[seq_id]
+        self._seq_ids[key].discard(seq_id)
+        if not self._seq_ids[key]:
+            del self._seq_ids[key]
+
+
+def refusal(request_id: str, attempt: int, fault: RuntimeFault) -> Output:
+    """The only output of a request that was not taken."""
+    finish = Finish(reason=FinishReason.ERROR, usage=Usage(0, 0), timings=Timings(), error=error_info(fault))
+    return Output(request_id=request_id, attempt=attempt, finish=finish)

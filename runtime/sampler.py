@@ -1,0 +1,100 @@
+"""One id out of one row of processed logits. numpy only; the same row, parameters and uniform always give the same id.
+
+Ids are put in a fixed order: by logit, largest first, equal ones by id. In that order every filter keeps a prefix:
+
+    min_p    p >= min_p * p_max
+    top_k    the first k
+    top_p    the fewest that together reach top_p of what the two before left
+
+and the draw is the inverse of the cumulative distribution over the kept prefix at one uniform number (`philox.uniform`).
+Temperature comes first. Weights are exp((l - l_max) / T) in f64 and are summed in the fixed order, so the result does not
+depend on how much of the vocabulary was looked at.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from .logit_processors import NEVER, Row
+from .sampling_params import SamplingParams
+
+_FIRST_LOOK = 64
+"""Ids put in order at first; eight times as many each time that they do not suffice. Full sorts of a quarter of a million
+logits are what this avoids; the result is the same for every value."""
+
+Ids = npt.NDArray[np.intp]
+
+
+class NotFinite(Exception):
+    """The row has no largest finite logit: the model's arithmetic overflowed."""
+
+
+def greedy(logits: Row) -> int:
+    """The id with the largest logit, the lowest of equals."""
+    return int(np.argmax(logits))
+
+
+def largest(logits: Row, count: int) -> Ids:
+    """The `count` largest in the fixed order: by logit, largest first, equal ones by id."""
+    count = min(count, len(logits))
+    if count == 0:
+        return np.zeros(0, dtype=np.intp)
+    if count < len(logits):
+        threshold = np.partition(logits, len(logits) - count)[len(logits) - count]
+        ids = np.flatnonzero(logits >= threshold)  # ascending, and more than `count` where the last ones are equal
+    else:
+        ids = np.arange(len(logits))
+    return ids[np.argsort(-logits[ids], kind="stable")][:count]
+
+
+def sample(logits: Row, params: SamplingParams, uniform: float) -> int:
+    """Draw an id; `uniform` lies in [0, 1). Raises NotFinite when the largest logit is NaN or infinite."""
+    peak = float(logits.max())
+    if not math.isfinite(peak):
+        raise NotFinite
+    if params.is_greedy:
+        return greedy(logits)
+    num_allowed = int(np.count_nonzero(logits > NEVER))
+    limit = min(params.top_k or num_allowed, num_allowed)
+    if params.min_p > 0.0:
+        lowest = np.float64(peak + params.temperature * math.log(params.min_p))
+        limit = min(limit, max(int(np.count_nonzero(logits >= lowest)), 1))
+    if limit < num_allowed:
+        total, look = None, limit
+    else:
+        # Every id stays: the first few in order nearly always suffice, once the weight of all is known.
+        total, look = float(_weights(logits, peak, params).sum()), min(limit, _FIRST_LOOK)
+    while True:
+        ids = largest(logits, look)
+        cumulative = np.cumsum(_weights(logits[ids], peak, params))
+        mass = float(cumulative[-1]) if total is None else total
+        place = _place(cumulative, mass, params.top_p, uniform, is_all=look == limit)
+        if place is not None:
+            return int(ids[place])
+        look = min(limit, 8 * look)
+
+
+def _place(
+    cumulative: npt.NDArray[np.float64], mass: float, top_p: float, uniform: float, *, is_all: bool
+) -> int | None:
+    """Where the draw falls among the ids looked at, or None when more are needed (never with `is_all`)."""
+    last = int(np.searchsorted(cumulative, cumulative[-1]))  # beyond it, weights have vanished
+    if top_p < 1.0:
+        cut = int(np.searchsorted(cumulative, top_p * mass))
+        if cut >= len(cumulative) and not is_all:
+            return None
+        last = min(cut, last)
+        mass = float(cumulative[last])
+    place = int(np.searchsorted(cumulative, uniform * mass, side="right"))
+    if place >= len(cumulative) and not is_all:
+        return None
+    return min(place, last)
+
+
+def _weights(logits: Row, peak: float, params: SamplingParams) -> npt.NDArray[np.float64]:
+    # In f64 throughout: a tiny temperature makes weights of 0, never a NaN.
+    weights: npt.NDArray[np.float64] = np.exp((logits.astype(np.float64) - peak) / params.temperature)
+    return weights
