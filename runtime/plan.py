@@ -43,8 +43,9 @@ HOST_BYTES = 384 * 1024 * 1024
 """Resident size of a Python process with torch and a published tokenizer loaded, no model."""
 QUERY_TILE = 64
 """Queries of one row that meet their keys at once: bounds the score matrix."""
-GATHER_TOKENS = 16384
-"""Cached tokens, padding included, that one gathering of decode rows copies at most (never less than one row)."""
+GATHER_TOKENS = 2048
+"""Cached tokens, padding included, that one gathering of decode rows copies at most (never less than one row):
+small enough to stay in a core's cache."""
 
 
 LOGITS_TILE = 8

@@ -57,6 +57,17 @@ class StepLayout:
     groups: tuple[DecodeGroup, ...]
     """The R rows again, in attention's grouping."""
 
+    def take_singles(self, x: Tensor) -> Tensor:
+        """x [N, ...] at the rows of one token, [R, ...]; x itself where there are no others."""
+        return x.index_select(0, self.singles) if self.pieces else x
+
+    def put_singles(self, x: Tensor, values: Tensor) -> None:
+        """Write values [R, ...] into x [N, ...] at the rows of one token."""
+        if self.pieces:
+            x.index_copy_(0, self.singles, values)
+        else:
+            x.copy_(values)
+
 
 @dataclass(frozen=True, slots=True)
 class RopeBasis:

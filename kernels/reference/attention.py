@@ -58,8 +58,10 @@ def attend_decode(q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor,
     num_rows, num_heads, head_dim = q.shape
     num_kv = keys.shape[2]
     grouped = q.float().view(num_rows, num_kv, num_heads // num_kv, head_dim) * head_dim**-0.5
-    past_keys = keys[block_tables].flatten(1, 2).float()  # [R, L, Hkv, D]
-    past_values = values[block_tables].flatten(1, 2).float()
+    past_keys, past_values = (
+        cache.index_select(0, block_tables.flatten()).view(num_rows, -1, num_kv, head_dim).float()  # [R, L, Hkv, D]
+        for cache in (keys, values)
+    )
     scores = grouped @ past_keys.permute(0, 2, 3, 1)  # [R, Hkv, group, L]
     beyond = torch.arange(scores.shape[-1], device=q.device) >= lengths.unsqueeze(-1)
     weights = scores.masked_fill_(beyond[:, None, None, :], -torch.inf).softmax(-1)

@@ -54,5 +54,7 @@ class GatedAttention:
             past_values = ops.read_cache(values, piece.blocks, piece.end)
             mixed[piece.tokens] = ops.attend_prefill(q[piece.tokens], past_keys, past_values, piece.start)
         for group in layout.groups:
-            mixed[group.tokens] = ops.attend_decode(q[group.tokens], keys, values, group.block_tables, group.lengths)
+            asked = q.index_select(0, group.tokens)
+            answered = ops.attend_decode(asked, keys, values, group.block_tables, group.lengths)
+            mixed.index_copy_(0, group.tokens, answered)
         return F.linear((mixed * gate.sigmoid()).flatten(1), self.o_proj)

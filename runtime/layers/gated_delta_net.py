@@ -72,9 +72,9 @@ class GatedDeltaNet:
                 q[tokens], k[tokens], v[tokens], g[tokens], beta[tokens], before, piece.start
             )
         if len(layout.singles):
-            at = layout.singles
-            before = _gather(states, layout)
-            out[at], after = ops.gated_delta_step(q[at], k[at], v[at], g[at], beta[at], before)
+            sq, sk, sv, sg, sb = (layout.take_singles(each) for each in (q, k, v, g, beta))
+            answered, after = ops.gated_delta_step(sq, sk, sv, sg, sb, _gather(states, layout))
+            layout.put_singles(out, answered)
             states.index_copy_(0, layout.slots, after)
         return F.linear(ops.gated_rms_norm(out, self.norm, z, self.eps).flatten(1), self.out_proj)
 
@@ -85,8 +85,9 @@ class GatedDeltaNet:
             before = columns[piece.slot] if piece.start else torch.zeros_like(columns[piece.slot])
             mixed[piece.tokens], columns[piece.slot] = ops.causal_conv(raw[piece.tokens], before, self.conv)
         if len(layout.singles):
-            at = layout.singles
-            mixed[at], after = ops.causal_conv_step(raw[at], _gather(columns, layout), self.conv)
+            before = _gather(columns, layout)
+            convolved, after = ops.causal_conv_step(layout.take_singles(raw), before, self.conv)
+            layout.put_singles(mixed, convolved)
             columns.index_copy_(0, layout.slots, after)
         return mixed
 
