@@ -151,12 +151,14 @@ def look_up(source: str, repo: str, revision: str, token: str | None) -> Snapsho
         ) from error
     except hub_errors.RevisionNotFoundError as error:
         raise RepositoryRefused(f"{repo} has no revision {revision!r}") from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise RepositoryRefused(f"{repo} is not on {source}, or is private and HF_TOKEN gives no access") from error
     except hub_errors.OfflineModeIsEnabled as error:
         raise SourceUnreachable("HF_HUB_OFFLINE is set: unset it to pull") from error
     except hub_errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no"
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403, 404):  # mirrors do not all say it in the hub's own words
+            raise RepositoryRefused(
+                f"{repo} is not on {source}, or is private and HF_TOKEN gives no access (status {status})"
+            ) from error
         raise SourceUnreachable(f"{source} answered {repo} with status {status}") from error
     except (httpx2.HTTPError, OSError) as error:
         raise SourceUnreachable(f"{source} cannot be reached: {error}") from error

@@ -17,7 +17,8 @@ def test_addresses(text: str, parts: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":", "host", "host:", ":80", "host:x", "host:65536", "host:-1", "::1:80", "[::1]", "[a]:1", "a b:1", "h:٣"]
+    "text",
+    ["", ":", "host", "host:", ":80", "host:x", "host:65536", "host:-1", "::1:80", "[::1]", "[a]:1", "a b:1", "h:٣"],
 )
 def test_what_is_no_address(text: str) -> None:
     with pytest.raises(AddressRefused):

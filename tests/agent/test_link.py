@@ -43,7 +43,9 @@ async def agent(command: tuple[str, ...], tmp_path: Path, *addresses: str, draw:
     worker = Worker()
     node = Node("n1", node_pb2.Hardware(hostname="h"), "m", {"weights": 7}, worker, None, lambda error: None)
     engine = EngineProcess(
-        EngineConfig(command, wire.Configure(model_dir="/nowhere", served_name="m"), tmp_path / "engine.log", draw=lambda: 0.0),
+        EngineConfig(
+            command, wire.Configure(model_dir="/nowhere", served_name="m"), tmp_path / "engine.log", draw=lambda: 0.0
+        ),
         node,
     )
     worker.attach(engine)
@@ -121,7 +123,11 @@ async def test_calls_are_answered_under_their_own_ids(
         peer.send(call=link_pb2.Call(call_id="a", tokenize=generation_pb2.Prompt(text="hi")))
         peer.send(call=link_pb2.Call(call_id="b", detokenize=generation_pb2.TokenIds(token_ids=[104, 105])))
         results = await until(
-            lambda: r if len(r := [f.call_result for f in peer.frames if f.WhichOneof("frame") == "call_result"]) == 2 else None
+            lambda: (
+                r
+                if len(r := [f.call_result for f in peer.frames if f.WhichOneof("frame") == "call_result"]) == 2
+                else None
+            )
         )
         assert {result.call_id: (list(result.token_ids), result.text) for result in results} == {
             "a": ([104, 105], ""),
@@ -275,9 +281,7 @@ async def test_a_controller_that_does_not_read_loses_its_stream(
         peer.reads.set()
 
 
-async def test_leaving_lets_what_runs_end(
-    engine_command: Command, controller: FakeController, tmp_path: Path
-) -> None:
+async def test_leaving_lets_what_runs_end(engine_command: Command, controller: FakeController, tmp_path: Path) -> None:
     async with agent(engine_command("serve"), tmp_path, controller.address) as it:
         peer = await ready_peer(controller)
         peer.submit("r1", "count", max_tokens=10)
