@@ -28,6 +28,9 @@ MAX_TEMPLATE_CHARS = 1024 * 1024
 RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt", "strftime_now"})
 """What a request's template variables may not replace."""
 
+_REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
+"""Names under which clients send an earlier answer's reasoning; templates read the first, some the second."""
+
 _MAX_MARKED_VERSIONS = 4
 _PROBES: tuple[list[dict[str, str]], ...] = (
     [{"role": "user", "content": "a"}],
@@ -98,7 +101,7 @@ class ChatTemplate:
                 "strftime_now": clock,
             }
 
-        conversation = (messages, tools, dict(variables or {}))
+        conversation = ([_with_reasoning_names(message) for message in messages], tools, dict(variables or {}))
         plain_context = context(conversation)
         text = run_template(self._template, plain_context)
         marks = pick_marks(texts_of(list(conversation)))
@@ -181,6 +184,11 @@ class ChatTemplate:
             if segments is not None and any(isinstance(s, str) and self._controls.search(s) for s in segments):
                 return True
         return False
+
+
+def _with_reasoning_names(message: dict[str, Any]) -> dict[str, Any]:
+    reasoning = next((message[name] for name in _REASONING_NAMES if message.get(name) is not None), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def find_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,6 @@ from .wire import Conversation, IdsPrompt, Prompt, TextPrompt
 MAX_MESSAGES = 100_000
 """Messages of one conversation; the body limit of the API holds fewer."""
 
-_REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 _MEDIA_KEYS = ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio", "file", "input_image")
 
 
@@ -141,7 +140,7 @@ def _checked_tool(tool: Any, param: str) -> dict[str, Any]:
 
 
 def _normal_message(message: Any, param: str) -> dict[str, Any]:
-    """One message as templates expect it: known role name, reasoning under its names, arguments as mappings."""
+    """One message as templates expect it: a known role name, arguments as mappings."""
     if not isinstance(message, dict):
         raise MessagesInvalid("a message is an object", param)
     role = message.get("role")
@@ -154,9 +153,6 @@ def _normal_message(message: Any, param: str) -> dict[str, Any]:
         normal["content"] = [
             _text_part(part, f"{param}.content[{index}]") for index, part in enumerate(normal["content"])
         ]
-    reasoning = next((normal[name] for name in _REASONING_NAMES if normal.get(name) is not None), None)
-    if reasoning is not None:
-        normal = {"thinking": reasoning, **normal, "reasoning_content": reasoning}
     calls = normal.get("tool_calls")
     if isinstance(calls, list):
         normal["tool_calls"] = [_normal_call(call, f"{param}.tool_calls[{i}]") for i, call in enumerate(calls)]

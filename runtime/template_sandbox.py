@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -105,9 +105,14 @@ def clock_at(now: datetime) -> Any:
     return strftime_now
 
 
-def run_template(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
-    """The rendered text. Raises TemplateFailed for whatever goes wrong inside, and beyond the two limits."""
-    end = time.monotonic() + MAX_RENDER_S
+def run_template(
+    template: jinja2.Template, variables: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
+) -> str:
+    """The rendered text. Raises TemplateFailed for whatever goes wrong inside, and beyond the two limits.
+
+    `clock` tells seconds.
+    """
+    end = clock() + MAX_RENDER_S
     pieces: list[str] = []
     num_chars = 0
     try:
@@ -116,7 +121,7 @@ def run_template(template: jinja2.Template, variables: Mapping[str, Any]) -> str
             num_chars += len(piece)
             if num_chars > MAX_RENDERED_CHARS:
                 raise TemplateFailed(f"the rendered conversation is longer than {MAX_RENDERED_CHARS:,} characters")
-            if time.monotonic() > end:
+            if clock() > end:
                 raise TemplateFailed(f"the chat template took more than {MAX_RENDER_S:g} s")
     except TemplateFailed:
         raise
