@@ -12,7 +12,7 @@ from pathlib import Path
 from shoal.runtime.config import ModelConfig, ModelLoadError, load_model_config
 from shoal.runtime.plan import expected_tensors, published_sizes, size_label
 
-from .store import Store, StoredModel
+from .store import REPOSITORIES, Store, StoredModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,12 @@ def stored(store: Store) -> list[Candidate]:
 
 
 def published(names_taken: Iterable[str] = ()) -> list[Candidate]:
-    """The published sizes, smallest first, without those names."""
+    """The sizes of the catalogue, smallest first, without those names."""
     taken = set(names_taken)
     return [
         Candidate(
             size.name, size.size.lower(), size.num_parameters, size.num_bytes, None, size.config, unserved(size.config)
         )
         for size in published_sizes()
-        if size.name not in taken
+        if size.name in REPOSITORIES and size.name not in taken
     ]

@@ -66,11 +66,11 @@ def _resident_and_power(node: Node) -> Iterator[Metric]:
     sample = node.sample
     if sample is None:
         return
-    resident = GaugeMetricFamily("shoal_memory_resident_bytes", "Resident memory by process.", labels=["process"])
-    resident.add_metric(["agent"], sample.agent_resident_bytes)
-    if sample.engine_resident_bytes is not None:
-        resident.add_metric(["engine"], sample.engine_resident_bytes)
-    yield resident
+    yield GaugeMetricFamily(
+        "shoal_memory_resident_bytes",
+        "Memory resident: the node's agent and its engine.",
+        value=sample.agent_resident_bytes + (sample.engine_resident_bytes or 0),
+    )
     if sample.cpu_load_ratio is not None:
         yield GaugeMetricFamily("shoal_cpu_load_ratio", "Busy share of all processors.", value=sample.cpu_load_ratio)
     if sample.battery_ratio is not None:

@@ -69,22 +69,21 @@ def shoal_home(home: Path | None = None) -> Path:
     return home or Path(os.environ.get("SHOAL_HOME") or platformdirs.user_data_dir("shoal"))
 
 
+# What a choice may be is the engine's to say: `to_engine_options` refuses the rest with the list of what there is.
 _ENGINE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--backend", type=click.Choice(["auto", "reference"]), help="What computes.  [default: auto]"),
+    click.option("--backend", metavar="NAME", help="What computes.  [default: auto]"),
+    click.option("--dtype", metavar="f32|bf16", help="Arithmetic of the reference back end.  [default: f32]"),
+    click.option("--format", "format_", metavar="NAME", help="Weights as served.  [default: auto]"),
+    click.option("--kv-format", metavar="NAME", help="Keys and values in the cache.  [default: auto]"),
+    click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens of prompt and answer together."),
     click.option(
-        "--dtype", type=click.Choice(["f32", "bf16"]), help="Arithmetic of the reference back end.  [default: f32]"
+        "--parallel", type=click.IntRange(min=1), metavar="N", help="Sequences decoded side by side.  [default: 8]"
     ),
-    click.option(
-        "--format", "format_", type=click.Choice(["auto", "bf16"]), help="Weights as served.  [default: auto]"
-    ),
-    click.option("--kv-format", type=click.Choice(["auto", "bf16", "f32"]), help="Attention cache.  [default: auto]"),
-    click.option("--context", type=click.IntRange(min=1), help="Tokens of prompt and answer together."),
-    click.option("--parallel", type=click.IntRange(min=1), help="Sequences decoded side by side.  [default: 8]"),
-    click.option("--threads", type=click.IntRange(min=1), help="Threads of the engine."),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of the engine."),
     click.option(
         "--memory", type=SizeType(), metavar="SIZE", help="Budget, for example 4GiB.  [default: what the machine has]"
     ),
-    click.option("--isa", type=click.Choice(["auto"]), help="Instruction set of the native kernels, for tests."),
+    click.option("--isa", metavar="NAME", help="Instruction set of the native kernels, for tests."),
 )
 
 

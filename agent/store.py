@@ -35,8 +35,6 @@ REPOSITORIES: Mapping[str, str] = {
     "qwen3.5-9b": "Qwen/Qwen3.5-9B",
     "qwen3.5-27b": "Qwen/Qwen3.5-27B",
     "qwen3.5-35b-a3b": "Qwen/Qwen3.5-35B-A3B",
-    "qwen3.5-122b-a10b": "Qwen/Qwen3.5-122B-A10B",
-    "qwen3.5-397b-a17b": "Qwen/Qwen3.5-397B-A17B",
 }
 """Names of the catalogue and the repositories that they stand for."""
 

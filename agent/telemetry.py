@@ -14,6 +14,7 @@ import psutil
 from .power import PowerReading, PowerSensors
 
 SAMPLE_INTERVAL_S = 1.0
+MIN_LOAD_INTERVAL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +35,19 @@ class Telemetry:
     def __init__(self, root: Path, now: float) -> None:
         self._sensors = PowerSensors(root, now)
         self._own = psutil.Process(os.getpid())
-        psutil.cpu_percent(interval=None)  # the first call only sets the mark that the next one is measured from
+        self._last_at = now
+        psutil.cpu_percent(interval=None)  # sets the mark that the next call is measured from
 
     def sample(self, engine_pid: int | None, now: float) -> Sample:
         """All of it, in well under a millisecond a sensor."""
         battery = _battery()
+        # Over a shorter time than this the clock's own grain is what would be measured.
+        elapsed_s, self._last_at = now - self._last_at, now
+        cpu_percent = psutil.cpu_percent(interval=None)
         return Sample(
             agent_resident_bytes=self._own.memory_info().rss,
             engine_resident_bytes=None if engine_pid is None else resident_bytes(engine_pid),
-            cpu_load_ratio=psutil.cpu_percent(interval=None) / 100,
+            cpu_load_ratio=cpu_percent / 100 if elapsed_s >= MIN_LOAD_INTERVAL_S else None,
             battery_ratio=None if battery is None else battery[0],
             on_battery=None if battery is None else battery[1],
             power=tuple(self._sensors.read(now)),

@@ -126,8 +126,12 @@ class Worker:
                 running.prompt_tokens = len(output.prompt.token_ids)
             if output.finish is not None:
                 running.open_choices.discard(output.choice)
-                # A refused request has one output, for choice 0, whatever `n` was.
-                if not running.open_choices or output.finish.reason is wire.FinishReason.ERROR:
+                if running.open_choices and output.finish.reason is wire.FinishReason.ERROR:
+                    # A refused request has one output, for choice 0, whatever `n` was. Where a choice failed alone, the
+                    # others are of no use without it.
+                    self.abort(key, running.requester)
+                    running.open_choices.clear()
+                if not running.open_choices:
                     del self._running[key]
                     ended.append((key, running.requester))
         for requester, outputs in by_requester.items():
