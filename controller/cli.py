@@ -70,7 +70,7 @@ def run(
         raise click.ClickException(str(error)) from error
 
 
-def _run(main: asyncio.Coroutine[object, object, None]) -> None:
+def _run(main: Coroutine[object, object, None]) -> None:
     """On uvloop where there is one."""
     if sys.platform == "win32":
         asyncio.run(main)

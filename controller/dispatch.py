@@ -22,18 +22,21 @@ from .answer import Answer, BufferFull
 from .backend import GenerateOptions
 from .calls import Calls
 from .continuity import Broken, Continuity
-from .errors import BadRequest, ControllerError, DeadlineExceeded, EngineFailed, NoCapacity, NodeLost
-from .frame_check import CONTROLLER_NODE_ID
+from .errors import BadRequest, ControllerError, DeadlineExceeded, EngineFailed, NoCapacity, NodeLost, Unavailable
+from .flight import Flight, flight_record, unplaced_record
 from .lookup import available, check_against_model, served_models, wanted_of
 from .node_error import error_of
 from .node_view import node_message
 from .registry import Registry
-from .request_record import FINISH_WORDS, Recorder, RequestRecord
+from .request_record import FINISH_WORDS, Recorder
 from .router import Choice, Wanted, pick
 from .wait_queue import QueueFull, Waiting, WaitQueue
 
 CONFIRM_S = 1.5
 """A cancelled request whose node does not confirm within this counts as ended; its late outputs are dropped."""
+
+RESTART_S = 2.0
+"""Retry-After of a controller that is going away: its supervisor starts another within this."""
 
 MAX_RETRY_AFTER_S = 60.0
 TYPICAL_REQUEST_S = 2.0
@@ -58,26 +61,6 @@ class Links(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """One request at one node."""
-
-    answer: Answer
-    wanted: Wanted
-    choice: Choice
-    generation: int
-    progress: Continuity
-    received_at: float
-    wall_received_at: float
-    sent_at: float
-    first_id_at: float | None = None
-    error: ControllerError | None = None
-    end_word: str | None = None
-    """Set when it was cancelled: abort, deadline or error."""
-    deadline_timer: asyncio.TimerHandle | None = None
-    confirm_timer: asyncio.TimerHandle | None = None
-
-
 class Dispatcher:
     """See the table above."""
 
@@ -89,9 +72,10 @@ class Dispatcher:
         self._queue = WaitQueue(self._limits.max_waiting)
         self._placed: dict[Waiting, asyncio.Future[Choice]] = {}
         self._ids: set[str] = set()
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._calls = Calls(registry, links)
         self._mean_request_s = TYPICAL_REQUEST_S
+        self._is_closing = False
         self._now = asyncio.get_running_loop().time
 
     @property
@@ -105,6 +89,8 @@ class Dispatcher:
         """See `Backend.generate`."""
         received_at, wall = self._now(), time.time()
         try:
+            if self._is_closing:
+                raise _shutting_down()
             wanted = wanted_of(self._registry, request, options.node_id)
             available(self._registry, wanted)
             check_against_model(self._registry, wanted, request)
@@ -217,7 +203,7 @@ class Dispatcher:
     ) -> Answer:
         node, now = choice.node, self._now()
         answer = Answer(request_id, node.id, lambda: self._cancel(flight, "abort", None))
-        flight = _Flight(
+        flight = Flight(
             answer, wanted, choice, node.generation, Continuity(wanted.num_choices), received_at, wall_received_at, now
         )
         self._flights[request_id] = flight
@@ -233,7 +219,7 @@ class Dispatcher:
 
     def on_outputs(self, node_id: str, generation: int, batch: link_pb2.OutputBatch) -> None:
         """What a node has produced. Outputs of requests that it does not have are dropped."""
-        news: dict[_Flight, list[generation_pb2.Output]] = {}
+        news: dict[Flight, list[generation_pb2.Output]] = {}
         for output in batch.outputs:
             flight = self._flights.get(output.request_id)
             if flight is None or flight.generation != generation or output.attempt:
@@ -247,7 +233,7 @@ class Dispatcher:
         for flight, outputs in news.items():
             self._on_progress(flight, outputs)
 
-    def _on_progress(self, flight: _Flight, outputs: list[generation_pb2.Output]) -> None:
+    def _on_progress(self, flight: Flight, outputs: list[generation_pb2.Output]) -> None:
         if flight.first_id_at is None and any(output.token_ids for output in outputs):
             flight.first_id_at = self._now()
         failure: ControllerError | None = None
@@ -272,21 +258,20 @@ class Dispatcher:
             self._end(flight, FINISH_WORDS.get(flight.progress.finishes[0].reason, "error"), None)
 
     @staticmethod
-    def _is_failure(flight: _Flight, output: generation_pb2.Output) -> bool:
+    def _is_failure(flight: Flight, output: generation_pb2.Output) -> bool:
         """Such an output reaches the caller as an exception instead."""
         return output.HasField("finish") and error_of(output.finish, flight.choice.node.id) is not None
 
-    def _add_waiting(self, flight: _Flight, finish: generation_pb2.Finish) -> None:
+    def _add_waiting(self, flight: Flight, finish: generation_pb2.Finish) -> None:
         """The engine's clock starts with the frame; the client's started here."""
-        waited_s = flight.sent_at - flight.received_at
-        finish.timings.queue_s += waited_s
-        finish.timings.ttft_s += waited_s
-        finish.timings.total_s += waited_s
+        finish.timings.queue_s += flight.waited_s
+        finish.timings.ttft_s += flight.waited_s
+        finish.timings.total_s += flight.waited_s
 
-    def _on_deadline(self, flight: _Flight) -> None:
+    def _on_deadline(self, flight: Flight) -> None:
         self._cancel(flight, "deadline", DeadlineExceeded("the deadline passed before the answer was complete"))
 
-    def _cancel(self, flight: _Flight, end_word: str, error: ControllerError | None) -> None:
+    def _cancel(self, flight: Flight, end_word: str, error: ControllerError | None) -> None:
         """Tell the caller now, the node once; end when the node confirms."""
         request_id = flight.answer.request_id
         if self._flights.get(request_id) is not flight or flight.end_word is not None:
@@ -312,39 +297,17 @@ class Dispatcher:
 
     # --- the end ---
 
-    def _end(self, flight: _Flight, word: str, error: ControllerError | None) -> None:
+    def _end(self, flight: Flight, word: str, error: ControllerError | None) -> None:
         request_id, now = flight.answer.request_id, self._now()
         if self._flights.get(request_id) is not flight:
             return
         del self._flights[request_id]
         self._ids.discard(request_id)
-        for timer in (flight.deadline_timer, flight.confirm_timer):
-            if timer is not None:
-                timer.cancel()
-        progress, node = flight.progress, flight.choice.node
-        finish = progress.finishes.get(0) or next(iter(progress.finishes.values()), generation_pb2.Finish())
-        # A request that failed has no timings of its own; zeros would be measurements that nobody made.
-        timings = finish.timings if finish.timings.total_s > flight.sent_at - flight.received_at else None
-        record = RequestRecord(
-            id=request_id,
-            model=flight.wanted.model,
-            node=node.id,
-            attempts=flight.answer.attempts,
-            finish_reason=word,
-            error_code=error.code if error is not None else None,
-            prompt_tokens=finish.usage.prompt_tokens or progress.num_prompt_tokens,
-            completion_tokens=progress.num_generated,
-            cached_tokens=finish.usage.cached_tokens,
-            received_at=flight.wall_received_at,
-            total_s=now - flight.received_at,
-            queue_s=timings.queue_s if timings is not None else None,
-            prefill_s=timings.prefill_s if timings is not None else None,
-            ttft_s=None if flight.first_id_at is None else flight.first_id_at - flight.received_at,
-            decode_s=timings.decode_s if timings is not None else None,
-        )
+        flight.stop_timers()
+        node, record = flight.choice.node, flight_record(flight, word, error, now)
         self._recorder.record(record)
         self._registry.give_back(node.id, flight.generation, flight.choice.credits)
-        num_longest = max(progress.next_index)
+        num_longest = max(flight.progress.next_index)
         self._registry.count_request(node.id, record.decode_s or 0.0, num_longest if error is None else 0)
         self._mean_request_s += 0.1 * (record.total_s - self._mean_request_s)
         flight.answer.end(error)
@@ -356,31 +319,22 @@ class Dispatcher:
         if isinstance(error, ControllerError) and not isinstance(error, DeadlineExceeded):
             self._recorder.refuse(error.code)
             return
+        end_word = "deadline" if isinstance(error, DeadlineExceeded) else "abort"
         total_s = self._now() - received_at
-        is_late = isinstance(error, DeadlineExceeded)
-        record = RequestRecord(
-            id=request_id,
-            model=wanted.model,
-            node=CONTROLLER_NODE_ID,
-            attempts=0,
-            finish_reason="deadline" if is_late else "abort",
-            error_code=DeadlineExceeded.code if is_late else None,
-            prompt_tokens=0,
-            completion_tokens=0,
-            cached_tokens=0,
-            received_at=wall,
-            total_s=total_s,
-            queue_s=total_s,
-        )
-        self._recorder.record(record)
+        self._recorder.record(unplaced_record(request_id, wanted.model, wall, total_s, end_word))
 
     def close(self) -> None:
-        """The controller goes away: every stream gets its error, every waiter too."""
+        """The controller goes away: every stream gets its error, every waiter too, and nobody comes in."""
+        self._is_closing = True
         for flight in list(self._flights.values()):
-            self._cancel(flight, "error", NodeLost("the controller is shutting down", code="shutting_down"))
+            self._cancel(flight, "error", _shutting_down())
         for placed in list(self._placed.values()):
             if not placed.done():
-                placed.set_exception(NoCapacity("the controller is shutting down", code="shutting_down"))
+                placed.set_exception(_shutting_down())
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("the controller is shutting down", code="shutting_down", retry_after_s=RESTART_S)
 
 
 def _end_word(error: ControllerError) -> str:

@@ -92,7 +92,7 @@ class GrpcServer:
         except RuntimeError:
             bound = 0
         if not bound:
-            raise AddressInUse(f"cannot listen on {address}: the address is taken or not this machine's")
+            raise AddressInUse(f"cannot listen on {address}: the address is in use or not this machine's")
         await self._set_health()
         await self._server.start()
         return bound
