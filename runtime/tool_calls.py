@@ -129,7 +129,10 @@ class ToolCallReader:
         return True
 
     def _read_body(self) -> bool:
-        self._buffer = self._buffer.lstrip()
+        bare = self._buffer.lstrip()
+        if self.leftover:  # white space inside what is left over; at its ends it does not count
+            self.leftover += self._buffer[: len(self._buffer) - len(bare)]
+        self._buffer = bare
         if not self._buffer or (_FUNCTION_END.startswith(self._buffer) and self._buffer != _FUNCTION_END):
             return False
         if self._buffer.startswith(_FUNCTION_END):

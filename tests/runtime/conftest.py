@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from shoal.runtime.chat_template import ChatTemplate
 from shoal.runtime.tokenizer import Tokenizer
 
@@ -19,6 +20,9 @@ def _fixture_module(name):
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+_fixture_module("engine_driver")  # test modules import it by this name
 
 
 @pytest.fixture(scope="session")
@@ -64,4 +68,49 @@ def template(request, tokenizer):
 def template_35(tokenizer):
     """The template of Qwen3.5-4B and larger."""
     source = (FIXTURES / "templates" / "chat_template.qwen3.5.jinja").read_text(encoding="utf-8")
+    return ChatTemplate(source, tokenizer)
+
+
+TINY_TEXT_CONFIG = {
+    "model_type": "qwen3_5_text",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+    "tie_word_embeddings": False,
+    "vocab_size": 300,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """A random checkpoint of four layers, both kinds, with a byte-level tokenizer and the published template."""
+    from shoal.runtime.synth import synthesise
+
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny-random"
+    synthesise(TINY_TEXT_CONFIG, directory, seed=5)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def template_36(tokenizer):
+    """The template of Qwen3.6, which writes every argument but strings as JSON."""
+    source = (FIXTURES / "templates" / "chat_template.qwen3.6.jinja").read_text(encoding="utf-8")
     return ChatTemplate(source, tokenizer)

@@ -4,10 +4,11 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shoal.runtime.text_errors import TokenizerInvalid
-from shoal.runtime.tokenizer import Tokenizer
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
+
+from shoal.runtime.text_errors import TokenizerInvalid
+from shoal.runtime.tokenizer import Tokenizer
 
 LITERALS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "<tts_text_bos_single>", "<|im_", "start|>"]
 salted = st.lists(st.one_of(st.sampled_from(LITERALS), st.text(max_size=8)), max_size=8).map("".join)
