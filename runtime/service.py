@@ -28,9 +28,10 @@ from .errors import RuntimeFault
 from .frame_pipe import Outbox, claim_standard_streams, read_frame
 from .intake import PreparedRequest
 from .intake_thread import IntakeThread
-from .loading import LoadedEngine, load_engine
+from .loading import load_engine
 from .mailbox import Mailbox
 from .open_requests import OpenRequests
+from .ready_frame import ready_frame
 from .refusals import error_info
 
 END_GRACE_S = 0.5
@@ -46,14 +47,14 @@ EXIT_ENDED = 0
 EXIT_FAILED = 1
 EXIT_PROTOCOL = 2
 
-Load = Callable[[wire.Configure], LoadedEngine]
+Load = Callable[[wire.Configure], tuple[Engine, wire.Ready]]
 Work = PreparedRequest | wire.Abort
 
 
-def load_configured(configure: wire.Configure) -> LoadedEngine:
+def load_configured(configure: wire.Configure) -> tuple[Engine, wire.Ready]:
     """Raises RuntimeFault: a wrong option or a model that cannot be served."""
-    options = EngineOptions.from_mapping(configure.options)
-    return load_engine(configure.model_dir, options, served_name=configure.served_name)
+    loaded = load_engine(configure.model_dir, EngineOptions.from_mapping(configure.options))
+    return loaded.engine, ready_frame(loaded, configure.served_name)
 
 
 @dataclass(slots=True)
@@ -95,14 +96,15 @@ class Service:
             loaded = self._load_or_tell(configure[0])
             if loaded is None:
                 return self._end.status if self._end.requested.is_set() else EXIT_FAILED
-            self._intake.start(loaded.engine.intake, loaded.engine.clock)
-            self._send(loaded.ready)
-            return self._steps(loaded.engine)
+            engine, ready = loaded
+            self._intake.start(engine.intake, engine.clock)
+            self._send(ready)
+            return self._steps(engine)
         finally:
             self._outbox.flush(LAST_WORDS_S)
             self._end.finished.set()
 
-    def _load_or_tell(self, configure: wire.Configure) -> LoadedEngine | None:
+    def _load_or_tell(self, configure: wire.Configure) -> tuple[Engine, wire.Ready] | None:
         try:
             return self._load(configure)
         except RuntimeFault as fault:

@@ -56,7 +56,8 @@ def test_draws_are_uniform_and_distinct() -> None:
     assert abs(draws.var() - 1 / 12) < 0.002
     cells = np.bincount((draws * 64).astype(int), minlength=64)
     assert chi_square(cells, np.full(64, 1 / 64)) < chi_square_limit(63)
-    assert 0.0 <= draws.min() and draws.max() < 1.0
+    assert draws.min() >= 0.0
+    assert draws.max() < 1.0
     other = {uniform(seed, choice, index) for seed in (7, 8) for choice in (0, 1) for index in range(500)}
     assert len(other) == 2000
 
@@ -297,7 +298,7 @@ def test_what_is_asked_for_counts() -> None:
         ("logit_bias", {-1: 1.0}),
         ("logit_bias", {1: 101.0}),
         ("logit_bias", {1: math.nan}),
-        ("logit_bias", {index: 0.0 for index in range(1025)}),
+        ("logit_bias", dict.fromkeys(range(1025), 0.0)),
     ],
 )
 def test_what_is_out_of_range_is_named(field: str, value: object) -> None:
