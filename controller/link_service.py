@@ -127,6 +127,7 @@ class _Stream:
         self._outbox: deque[link_pb2.ControllerFrame] = deque()
         self._outbox_bytes = 0
         self._wake_writer = asyncio.Event()
+        self._wake_timer = asyncio.Event()
         self._closed = asyncio.Event()
         self._ended = asyncio.Event()
 
@@ -156,7 +157,11 @@ class _Stream:
 
     def handle(self, event: s.Event) -> None:
         """Feed the session and do what it says. Never blocks."""
+        before = self.session.next_deadline()
         self._obey(self.session.handle(event, self.now()))
+        after = self.session.next_deadline()
+        if before is not None and (after is None or after < before):
+            self._wake_timer.set()
 
     def _obey(self, commands: list[s.Command]) -> None:
         registry, events, node_id = self._service.registry, self._service.events, self.session.node_id
@@ -232,7 +237,8 @@ class _Stream:
         while (deadline := self.session.next_deadline()) is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
-                    await self._closed.wait()
+                    await self._wake_timer.wait()
+            self._wake_timer.clear()
             self.handle(s.Tick())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_TIMEOUT_S):
