@@ -127,6 +127,9 @@ class Link:
                     backoff.reset()
                 self.refusal = "" if close.retry else f"{close.code}: {close.detail}"
                 pause = backoff.next_delay_s() if close.retry else REFUSED_PAUSE_S
+                if self._leaving.is_set():
+                    break
+                # A controller that is not there yet is tried often: only the end of a real link is worth a line.
                 level = logging.INFO if stream.registered_at is not None or not close.retry else logging.DEBUG
                 log.log(
                     level, "link to %s ended: %s %s; next try in %.2f s", self.address, close.code, close.detail, pause

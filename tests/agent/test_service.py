@@ -24,7 +24,17 @@ from .fake_controller import FakeController, until
 from .tiny_models import write_tiny
 
 MAX_RESIDENT_BYTES = 80_000_000
-NEVER_LOADED = {"torch", "numpy", "huggingface_hub", "httpx2", "httpx", "rich", "sqlalchemy", "transformers", "pydantic"}
+NEVER_LOADED = {
+    "torch",
+    "numpy",
+    "huggingface_hub",
+    "httpx2",
+    "httpx",
+    "rich",
+    "sqlalchemy",
+    "transformers",
+    "pydantic",
+}
 
 AGENT = """
 import asyncio, json, sys, threading
@@ -74,7 +84,13 @@ async def agent(
         **more,
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-c", AGENT, json.dumps(arguments), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        sys.executable,
+        "-P",
+        "-c",
+        AGENT,
+        json.dumps(arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
     )
     try:
         yield AgentProcess(process, home)
