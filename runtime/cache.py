@@ -40,7 +40,12 @@ class HybridCache:
         """All pools of the plan, zeroed. `dtype` is that of the activations (default: the plan's); KV follow the plan's format."""
         activations = TORCH_DTYPES[plan.dtype] if dtype is None else dtype
         paged = (plan.num_blocks, plan.block_tokens, config.num_key_value_heads, config.head_dim)
-        state = (plan.num_slots, config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
+        state = (
+            plan.num_slots,
+            config.linear_num_value_heads,
+            config.linear_key_head_dim,
+            config.linear_value_head_dim,
+        )
         column = (plan.num_slots, config.conv_dim, config.linear_conv_kernel_dim - 1)
         kv = TORCH_DTYPES[plan.kv_format]
         return cls(

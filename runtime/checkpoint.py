@@ -72,7 +72,9 @@ def open_checkpoint(directory: Path, config: ModelConfig) -> Checkpoint:
             )
         if place.entry.shape != spec.shape:
             raise TensorShape(
-                f"has shape {list(place.entry.shape)}, the config says {list(spec.shape)}", file=place.path.name, tensor=full
+                f"has shape {list(place.entry.shape)}, the config says {list(spec.shape)}",
+                file=place.path.name,
+                tensor=full,
             )
         places[name] = place
     skipped: Counter[str] = Counter()

@@ -62,7 +62,9 @@ class HybridModel:
         return cls.of(weights, config, skipped=checkpoint.skipped)
 
     @classmethod
-    def of(cls, weights: Mapping[str, Tensor], config: ModelConfig, skipped: Mapping[str, int] | None = None) -> HybridModel:
+    def of(
+        cls, weights: Mapping[str, Tensor], config: ModelConfig, skipped: Mapping[str, int] | None = None
+    ) -> HybridModel:
         """From the trunk's tensors by relative name (tensors.expected_tensors)."""
         return cls(
             config=config,

@@ -68,7 +68,13 @@ class EngineOptions:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def __post_init__(self) -> None:
-        choices = (("backend", BACKENDS), ("dtype", DTYPES), ("format", FORMATS), ("kv_format", KV_FORMATS), ("isa", ISAS))
+        choices = (
+            ("backend", BACKENDS),
+            ("dtype", DTYPES),
+            ("format", FORMATS),
+            ("kv_format", KV_FORMATS),
+            ("isa", ISAS),
+        )
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 raise OptionInvalid(name, f"{getattr(self, name)!r} is not available; there is {', '.join(allowed)}")
@@ -81,7 +87,8 @@ class EngineOptions:
         self._check_integer("state_snapshots", 0, MAX_SNAPSHOTS)
         if self.max_batched_tokens < self.parallel:
             raise OptionInvalid(
-                "max_batched_tokens", f"{self.max_batched_tokens} leaves no token a step for some of {self.parallel} sequences"
+                "max_batched_tokens",
+                f"{self.max_batched_tokens} leaves no token a step for some of {self.parallel} sequences",
             )
 
     def _check_integer(self, name: str, minimum: int, maximum: int, *, optional: bool = False) -> None:

@@ -125,7 +125,11 @@ def activation_bytes(config: ModelConfig, options: EngineOptions, context: int) 
     and values of decode rows; states of all rows, before and after; logits.
     """
     tokens = options.max_batched_tokens
-    delta = 5 * config.conv_dim + 3 * config.linear_num_value_heads * config.linear_key_head_dim + 6 * config.linear_value_dim
+    delta = (
+        5 * config.conv_dim
+        + 3 * config.linear_num_value_heads * config.linear_key_head_dim
+        + 6 * config.linear_value_dim
+    )
     attention = 7 * config.query_dim + 6 * config.key_value_dim
     moe = config.moe
     if moe is None:

@@ -50,7 +50,10 @@ def expected_tensors(config: ModelConfig) -> dict[str, TensorSpec]:
 def layer_tensors(config: ModelConfig, kind: str) -> dict[str, TensorSpec]:
     """One decoder layer, names relative to it."""
     hidden = config.hidden_size
-    tensors = {"input_layernorm.weight": TensorSpec((hidden,)), "post_attention_layernorm.weight": TensorSpec((hidden,))}
+    tensors = {
+        "input_layernorm.weight": TensorSpec((hidden,)),
+        "post_attention_layernorm.weight": TensorSpec((hidden,)),
+    }
     mixer = attention_tensors(config) if kind == FULL_ATTENTION else delta_tensors(config)
     return tensors | mixer | (dense_tensors(config) if config.moe is None else moe_tensors(config))
 
