@@ -204,6 +204,12 @@ def test_the_agent_never_loads_torch():
     assert not {"torch", "shoal.kernels", "shoal.controller"} & loaded_by(*modules_of("agent"))
 
 
+def test_the_supervisor_stays_light():
+    """Each of these costs 3 MB or more of the 80 MB that an idle agent may use; what needs one is a child or comes later."""
+    heavy = {"sqlalchemy", "huggingface_hub", "numpy", "tokenizers", "pydantic", "cryptography", "httpx2", "rich"}
+    assert not heavy & loaded_by("shoal.agent.service")
+
+
 BITES = {
     "controller imports runtime": (directions, {"controller/router.py": "from shoal.runtime import wire"}),
     "runtime imports proto": (directions, {"runtime/engine.py": "import shoal.proto.v1.link_pb2"}),
