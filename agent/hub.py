@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from .errors import RepositoryRefused, SourceUnreachable, UnsafeName
@@ -74,9 +73,9 @@ def check_repo(repo: str) -> str:
 
 def check_name(name: str) -> str:
     """A listed file name that stays inside its folder on every system. Raises UnsafeName."""
-    parts = PurePosixPath(name).parts
-    safe = name and not name.startswith("/") and not any(c in name for c in '\\:\0*?"<>|\n\r')
-    if not safe or any(part in ("..", ".") or _DEVICE.fullmatch(part) for part in parts):
+    has_bad_letter = any(letter in name for letter in '\\:\0*?"<>|\n\r')
+    # An empty part is an absolute path or a doubled slash.
+    if has_bad_letter or any(part in ("", ".", "..") or _DEVICE.fullmatch(part) for part in name.split("/")):
         raise UnsafeName(
             f"the repository lists the file name {name!r}, which would leave its folder; nothing was fetched"
         )
