@@ -40,12 +40,16 @@ _UNSUPPORTED: dict[str, Sequence[Any]] = {
 """Known fields of OpenAI's API and the values of each that ask for nothing."""
 
 
+ABSENT = msgspec.Raw(b"null")
+"""A raw field that the client did not send; null is the same."""
+
+
 class ChatFields(SharedFields, kw_only=True):
     """Messages, tools and template variables stay the client's own bytes."""
 
     messages: msgspec.Raw
-    tools: msgspec.Raw | None = None
-    chat_template_kwargs: msgspec.Raw | None = None
+    tools: msgspec.Raw = ABSENT
+    chat_template_kwargs: msgspec.Raw = ABSENT
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -95,14 +99,12 @@ def decode_chat(body: bytes) -> Ask:
     return Ask(fields.model, [request], form)
 
 
-def conversation(
-    messages: msgspec.Raw, tools: msgspec.Raw | None, template_kwargs: msgspec.Raw | None
-) -> generation_pb2.Prompt:
+def conversation(messages: msgspec.Raw, tools: msgspec.Raw, template_kwargs: msgspec.Raw) -> generation_pb2.Prompt:
     """Checked once; then the raw bytes travel. Raises BadRequest."""
     check_messages(messages)
     found = generation_pb2.Conversation(messages_json=bytes(messages))
-    if tools is not None and check_tools(tools):
+    if check_tools(tools):
         found.tools_json = bytes(tools)
-    if template_kwargs is not None and decode_value(template_kwargs, _OBJECT, "chat_template_kwargs"):
+    if decode_value(template_kwargs, _OBJECT, "chat_template_kwargs"):
         found.template_kwargs_json = bytes(template_kwargs)
     return generation_pb2.Prompt(conversation=found)

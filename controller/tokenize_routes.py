@@ -12,7 +12,7 @@ from shoal.proto.v1 import generation_pb2
 from .backend import Backend
 from .errors import BadRequest
 from .http_body import ClientGone, read_body
-from .openai_chat_request import conversation
+from .openai_chat_request import ABSENT, conversation
 from .openai_fields import token_ids
 from .openai_json import decode_body
 
@@ -22,9 +22,9 @@ class TokenizeFields(msgspec.Struct):
 
     model: str = "auto"
     prompt: str | None = None
-    messages: msgspec.Raw | None = None
-    tools: msgspec.Raw | None = None
-    chat_template_kwargs: msgspec.Raw | None = None
+    messages: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
+    chat_template_kwargs: msgspec.Raw = ABSENT
     add_generation_prompt: bool | None = None
 
 
@@ -60,12 +60,11 @@ def tokenize_routes(backend: Backend) -> list[BaseRoute]:
 
 def tokenize_prompt(fields: TokenizeFields) -> generation_pb2.Prompt:
     """Raises BadRequest when it is neither or both."""
-    if (fields.prompt is None) == (fields.messages is None):
-        raise BadRequest(
-            "either prompt or messages is required", param="prompt" if fields.prompt is None else "messages"
-        )
-    if fields.messages is None:
-        return generation_pb2.Prompt(text=fields.prompt or "")
+    has_messages = bytes(fields.messages) != b"null"
+    if has_messages == (fields.prompt is not None):
+        raise BadRequest("prompt or messages is required, and not both", param="messages" if has_messages else "prompt")
+    if fields.prompt is not None:
+        return generation_pb2.Prompt(text=fields.prompt)
     prompt = conversation(fields.messages, fields.tools, fields.chat_template_kwargs)
     if fields.add_generation_prompt is not None:
         prompt.conversation.add_generation_prompt = fields.add_generation_prompt
