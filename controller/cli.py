@@ -34,10 +34,14 @@ def controller() -> None:
               help="Folder of state.db.  [default: $SHOAL_HOME, else the user's data folder]")  # fmt: skip
 @click.option("--insecure", is_flag=True, help="Listen where other machines reach it, without TLS.")
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="What is written to stderr.",
 )
 @click.option("--status-file", type=click.Path(path_type=Path, dir_okay=False), hidden=True)
-@click.option("--until-eof", is_flag=True, hidden=True)
+@click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin ends.")
 def run(
     http: str, grpc: str, home: Path | None, insecure: bool, log_level: str, status_file: Path | None, until_eof: bool
 ) -> None:

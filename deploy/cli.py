@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from .config_file import ConfigFileError, default_config_path, load_config_file, wrong_keys
+from .config_file import ConfigFileError, bind_tables, default_config_path, load_config_file
 from .lazy_group import CommandSpec, LazyGroup
 
 MODEL_COMMANDS = {
@@ -61,6 +61,7 @@ root = LazyGroup(
     params=[
         click.Option(
             ["--config", "config_path"],
+            envvar="SHOAL_CONFIG",
             type=click.Path(path_type=Path, dir_okay=False),
             help="Configuration file (TOML).  [default: $SHOAL_HOME/shoal.toml, if it is there]",
         )
@@ -74,15 +75,15 @@ def load_defaults(ctx: click.Context, config_path: Path | None) -> None:
     """Read the configuration file into click's defaults, before any command looks at its options."""
     path = config_path or default_config_path()
     try:
-        ctx.default_map = load_config_file(path, required=config_path is not None, tables=set(COMMANDS))
-        # Only the tables of the command that runs: the others would have to be imported (`shoal config check` does).
+        tables = load_config_file(path, required=config_path is not None, tables=set(COMMANDS))
+        # Only the table of the command that runs: the others would have to be imported (`shoal config check` does).
         name = ctx.invoked_subcommand
-        wrong = wrong_keys(root, ctx, {name: ctx.default_map[name]}) if name in ctx.default_map else []
-        if wrong:
-            raise ConfigFileError(f"unknown key {wrong[0]!r} in {path}; `shoal {name} --help` leads to what is known")
+        ctx.default_map, unknown = bind_tables(root, ctx, {name: tables[name]}) if name in tables else ({}, [])
+        if unknown:
+            raise ConfigFileError(f"unknown key {unknown[0]!r} in {path}; `shoal {name} --help` leads to what is known")
     except ConfigFileError as error:
         raise click.UsageError(str(error)) from error
-    ctx.obj = {"config_path": path}
+    ctx.obj = {"config_path": path, "tables": tables}
 
 
 root.callback = load_defaults

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .config_file import wrong_keys
+from .config_file import bind_tables
 
 
 @click.command()
@@ -17,7 +17,7 @@ from .config_file import wrong_keys
 def show(ctx: click.Context, as_json: bool) -> None:
     """The configuration file as it is read: its path and its values."""
     root = ctx.find_root()
-    path, values = root.obj["config_path"], root.default_map or {}
+    path, values = root.obj["config_path"], root.obj["tables"]
     if as_json:
         click.echo(json.dumps({"path": str(path), "exists": path.exists(), "values": values}, default=str))
         return
@@ -40,7 +40,7 @@ def check(ctx: click.Context) -> None:
     root = ctx.find_root()
     path = root.obj["config_path"]
     assert isinstance(root.command, click.Group)
-    wrong = wrong_keys(root.command, root, root.default_map or {})
+    _, wrong = bind_tables(root.command, root, root.obj["tables"])
     if wrong:
         raise click.ClickException(f"{path}: unknown keys: {', '.join(wrong)}")
     click.echo(f"{path}: " + ("every key is known" if path.exists() else "not there, the defaults hold"))

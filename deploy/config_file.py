@@ -70,26 +70,38 @@ def _normalised(value: Any) -> Any:
     return {str(key).replace("-", "_"): _normalised(item) for key, item in value.items()}
 
 
-def wrong_keys(group: click.Group, ctx: click.Context, tables: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Every key below `tables` that is neither an option nor a command of `group`, as dotted names.
+def bind_tables(
+    group: click.Group, ctx: click.Context, tables: Mapping[str, Any], prefix: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """`tables` with each option's name replaced by its parameter's, and every key that nothing knows, as dotted names.
 
     Imports the commands whose tables it meets, and no others.
     """
-    found: list[str] = []
+    bound: dict[str, Any] = {}
+    unknown: list[str] = []
+    options = parameters_by_option(group)
     for name, value in tables.items():
         command = group.get_command(ctx, name)
-        dotted = f"{prefix}{name}"
-        if command is None:
-            if name not in _option_names(group):
-                found.append(dotted)
-        elif not isinstance(value, Mapping):
-            found.append(dotted)
+        if command is None and name in options:
+            bound[options[name]] = value
+        elif command is None or not isinstance(value, Mapping):
+            unknown.append(f"{prefix}{name}")
         elif isinstance(command, click.Group):
-            found += wrong_keys(command, ctx, value, f"{dotted}.")
+            bound[name], below = bind_tables(command, ctx, value, f"{prefix}{name}.")
+            unknown += below
         else:
-            found += [f"{dotted}.{key}" for key in value if key not in _option_names(command)]
-    return found
+            known = parameters_by_option(command)
+            bound[name] = {known[key]: item for key, item in value.items() if key in known}
+            unknown += [f"{prefix}{name}.{key}" for key in value if key not in known]
+    return bound, unknown
 
 
-def _option_names(command: click.Command) -> set[str | None]:
-    return {parameter.name for parameter in command.params}
+def parameters_by_option(command: click.Command) -> dict[str, str]:
+    """Parameter names by the option as people write it: `--json` is `json` whatever the function calls it."""
+    return {
+        flag.removeprefix("--").replace("-", "_"): option.name
+        for option in command.params
+        if isinstance(option, click.Option) and option.name is not None
+        for flag in option.opts
+        if flag.startswith("--")
+    }

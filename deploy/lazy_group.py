@@ -35,6 +35,18 @@ class CommandSpec:
         return command
 
 
+def name_environment(command: click.Command, path: tuple[str, ...]) -> None:
+    """Name each option's environment variable after the option, where the parameter's own name differs from it."""
+    for option in command.params:
+        if isinstance(option, click.Option) and option.envvar is None:
+            names = [flag[2:].replace("-", "_") for flag in option.opts if flag.startswith("--")]
+            if names and option.name not in names:
+                option.envvar = "_".join((*path, names[0])).upper()
+    if isinstance(command, click.Group) and not isinstance(command, LazyGroup):
+        for name, child in command.commands.items():
+            name_environment(child, (*path, name))
+
+
 class LazyGroup(click.Group):
     """Commands by name: a spec, or a mapping of specs that becomes a group of its own."""
 
@@ -43,11 +55,13 @@ class LazyGroup(click.Group):
         *,
         commands_by_name: Mapping[str, CommandSpec | dict[str, CommandSpec]],
         group_help: Mapping[str, str] | None = None,
+        path: tuple[str, ...] = ("shoal",),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._specs = commands_by_name
         self._group_help = group_help or {}
+        self._path = path
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self._specs)
@@ -57,8 +71,11 @@ class LazyGroup(click.Group):
         if spec is None:
             return None
         if isinstance(spec, CommandSpec):
-            return spec.load()
-        return LazyGroup(name=cmd_name, commands_by_name=spec, help=self._group_help.get(cmd_name))
+            command = spec.load()
+            name_environment(command, (*self._path, cmd_name))
+            return command
+        path = (*self._path, cmd_name)
+        return LazyGroup(name=cmd_name, commands_by_name=spec, path=path, help=self._group_help.get(cmd_name))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from shoal.deploy.cli import COMMANDS, root
-from shoal.deploy.config_file import ConfigFileError, load_config_file, wrong_keys
+from shoal.deploy.config_file import ConfigFileError, bind_tables, load_config_file
 from shoal.deploy.lazy_group import CommandSpec, LazyGroup
 
 
@@ -103,7 +103,7 @@ def test_wrong_keys_are_found_at_every_depth() -> None:
     group = make_root()
     with click.Context(group) as ctx:
         tables = {"probe": {"agents": 2, "agent": 3}, "other": {}}
-        assert wrong_keys(group, ctx, tables) == ["probe.agent", "other"]
+        assert bind_tables(group, ctx, tables) == ({"probe": {"agents": 2}}, ["probe.agent", "other"])
 
 
 def test_config_check_and_show(home: Path) -> None:
