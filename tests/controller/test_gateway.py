@@ -1,0 +1,386 @@
+"""The gateway as a server: routes, statuses, failures before and inside a stream, clients that go away, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from typing import Any
+
+import pytest
+from shoal_fake_backend import (
+    FakeBackend,
+    byte_answer,
+    connected,
+    events_of,
+    served,
+)
+
+from shoal.controller.errors import (
+    BadRequest,
+    ControllerError,
+    DeadlineExceeded,
+    EngineFailed,
+    NoCapacity,
+    NodeLost,
+    NotFound,
+    Unavailable,
+)
+
+CHAT, TEXTS = "/v1/chat/completions", "/v1/completions"
+HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
+HI = {"model": "tiny", "prompt": "Hi"}
+
+
+def failing(error: Exception, *, after: int) -> FakeBackend:
+    return FakeBackend(lambda request, options: [*byte_answer(request, "Hello")[:after], error])
+
+
+def endless(request: Any, options: Any) -> list[Any]:
+    return [*byte_answer(request, "Hello")[:3], 60.0]
+
+
+async def test_service_routes() -> None:
+    backend = FakeBackend()
+    async with connected(backend) as client:
+        assert (await client.get("/healthz")).json() == {"status": "ok"}
+        assert (await client.get("/readyz")).status_code == 200
+        page = await client.get("/metrics", headers={"accept": "text/x"})
+        assert page.text == "# accept text/x\n"
+        assert page.headers["content-type"] == "text/plain; version=1.0.0; charset=utf-8"
+        backend.fleet = []
+        assert (await client.get("/healthz")).status_code == 200
+        waiting = await client.get("/readyz")
+        assert waiting.status_code == 503
+        assert waiting.json()["error"]["code"] == "not_ready"
+        assert int(waiting.headers["retry-after"]) >= 1
+
+
+async def test_models_and_the_alias() -> None:
+    async with connected(FakeBackend()) as client:
+        listed = (await client.get("/v1/models")).json()
+        assert listed["object"] == "list"
+        assert [model["id"] for model in listed["data"]] == ["tiny", "auto"]
+        shown = (await client.get("/v1/models/tiny")).json()
+        assert shown == listed["data"][0]
+        assert shown["max_model_len"] == 512
+        assert (shown["owned_by"], shown["format"], shown["capabilities"]) == ("shoal", "int8", ["tools"])
+        missing = await client.get("/v1/models/Some/Other")
+        assert missing.status_code == 404
+        assert missing.json()["error"]["code"] == "model_not_found"
+
+
+async def test_tokenize_and_back() -> None:
+    backend = FakeBackend()
+    async with connected(backend) as client:
+        found = (await client.post("/tokenize", json={"model": "tiny", "prompt": "Hé"})).json()
+        assert found == {"tokens": list("Hé".encode()), "count": 3}
+        back = await client.post("/detokenize", json={"model": "tiny", "tokens": found["tokens"]})
+        assert back.json() == {"prompt": "Hé"}
+        asked = {"model": "tiny", "messages": HELLO["messages"], "add_generation_prompt": False}
+        assert (await client.post("/tokenize", json=asked)).json()["count"] > 0
+        for path, body, param in (
+            ("/tokenize", {"model": "tiny"}, "prompt"),
+            ("/tokenize", {"model": "tiny", "prompt": "a", "messages": HELLO["messages"]}, "messages"),
+            ("/tokenize", {"model": "tiny", "messages": []}, "messages"),
+            ("/tokenize", {"model": "tiny", "prompt": 5}, "prompt"),
+            ("/detokenize", {"model": "tiny"}, "tokens"),
+            ("/detokenize", {"model": "tiny", "tokens": [1, -1]}, "tokens[1]"),
+        ):
+            refused = await client.post(path, json=body)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+async def test_unknown_routes_and_methods_have_the_error_object() -> None:
+    async with connected(FakeBackend()) as client:
+        for method, path, status in (
+            ("GET", "/v1/nothing", 404),
+            ("GET", CHAT, 405),
+            ("DELETE", TEXTS, 405),
+            ("POST", "/v1/models", 405),
+            ("GET", "/tokenize", 405),
+            ("POST", "/healthz", 405),
+        ):
+            refused = await client.request(method, path)
+            assert refused.status_code == status
+            error = refused.json()["error"]
+            assert set(error) == {"message", "type", "param", "code"}
+            assert error["code"] == ("route_not_found" if status == 404 else "method_not_allowed")
+            if status == 405:
+                assert refused.headers["allow"]
+
+
+STATUSES: list[tuple[ControllerError, int]] = [
+    (BadRequest("no", param="prompt[3]"), 400),
+    (NotFound("no", code="node_not_found"), 404),
+    (NoCapacity("full", retry_after_s=2.2), 429),
+    (Unavailable("none"), 503),
+    (NodeLost("lost"), 503),
+    (EngineFailed("dead"), 503),
+    (DeadlineExceeded("late"), 504),
+    (ControllerError("bug"), 500),
+]
+
+
+@pytest.mark.parametrize(("error", "status"), STATUSES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_refusal_has_its_own_status_even_for_a_stream(error: ControllerError, status: int, is_stream: bool) -> None:
+    for backend in (FakeBackend(refusal=error), failing(error, after=0)):
+        async with connected(backend) as client:
+            refused = await client.post(CHAT, json=HELLO | {"stream": is_stream}, headers={"X-Request-Id": "q1"})
+        assert refused.status_code == status
+        assert refused.json() == error.body()
+        assert refused.headers["x-request-id"] == "q1"
+        if status in (429, 503):
+            assert refused.headers["retry-after"] == ("3" if status == 429 else "1")
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXTS])
+async def test_a_failure_inside_a_stream_is_its_last_event(path: str) -> None:
+    error = EngineFailed("the engine died")
+    backend = failing(error, after=3)
+    async with connected(backend) as client:
+        streamed = await client.post(path, json=HELLO | HI | {"stream": True})
+        whole = await client.post(path, json=HELLO | HI)
+    assert streamed.status_code == 200
+    events = events_of(streamed.text)
+    assert len(events) == 4
+    assert events[-1] == error.body()
+    assert (whole.status_code, whole.json()) == (503, error.body())
+    assert all(stream.closed.is_set() for stream in backend.streams)
+
+
+async def test_an_answer_that_just_stops_is_an_error() -> None:
+    backend = FakeBackend(lambda request, options: byte_answer(request, "Hello")[:2])
+    async with connected(backend) as client:
+        assert (await client.post(CHAT, json=HELLO)).status_code == 500
+        events = events_of((await client.post(CHAT, json=HELLO | {"stream": True})).text)
+    assert events[-1]["error"]["code"] == "internal_error"
+
+
+async def test_a_bug_is_a_500_without_words_of_the_request(caplog: pytest.LogCaptureFixture) -> None:
+    backend = failing(ValueError("secret prompt"), after=1)
+    async with connected(backend) as client:
+        failed = await client.post(TEXTS, json=HI)
+        batch = await client.post(TEXTS, json=HI | {"prompt": ["a", "b"]})
+    for response in (failed, batch):
+        assert response.status_code == 500
+        assert response.json()["error"]["type"] == "server_error"
+        assert "secret" not in response.text
+    assert "ValueError" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_a_refused_prompt_of_several_is_named_by_its_place() -> None:
+    def script(request: Any, options: Any) -> list[Any]:
+        if request.prompt.ids.token_ids[0] == 7:
+            return [BadRequest("no such id", param="prompt[0]")]
+        return byte_answer(request, "ok")
+
+    backend = FakeBackend(script)
+    async with connected(backend) as client:
+        refused = await client.post(TEXTS, json=HI | {"prompt": [[5], [6], [7], [8]]})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "prompt[2][0]"
+    assert all(stream.closed.is_set() for stream in backend.streams)
+
+
+async def test_ids_of_open_requests_never_clash() -> None:
+    release = asyncio.Event()
+
+    class Slow(FakeBackend):
+        async def generate(self, request: Any, options: Any) -> Any:
+            stream = await super().generate(request, options)
+            await release.wait()
+            return stream
+
+    backend = Slow()
+    async with connected(backend) as client, asyncio.TaskGroup() as group:
+        posts = [
+            group.create_task(client.post(CHAT, json=HELLO, headers={"X-Request-Id": "same"})) for _ in range(3)
+        ]
+        while len(backend.options) < 3:
+            await asyncio.sleep(0)
+        release.set()
+    ids = [post.result().headers["x-request-id"] for post in posts]
+    assert "same" in ids and len(set(ids)) == 3
+    assert {options.request_id for options in backend.options} == set(ids)
+
+
+@pytest.mark.parametrize("given", ["a b", "x" * 101, "", "é", "-x"])
+async def test_odd_request_ids_are_replaced(given: str) -> None:
+    async with connected(FakeBackend()) as client:
+        response = await client.post(CHAT, json=HELLO, headers={"X-Request-Id": given.encode("latin-1")})
+    assert response.headers["x-request-id"] not in ("", given)
+
+
+# --- over sockets ---
+
+
+def raw_post(path: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+async def opened(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return await asyncio.open_connection(host, int(port))
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("prompt", ["Hi", ["a", "b", "c"]], ids=["one", "several"])
+async def test_a_client_that_goes_away_closes_the_streams_at_once(is_stream: bool, prompt: Any) -> None:
+    backend = FakeBackend(endless)
+    num_streams = 1 if prompt == "Hi" else 3
+    async with served(backend) as url:
+        reader, writer = await opened(url)
+        writer.write(raw_post(TEXTS, json.dumps(HI | {"stream": is_stream, "prompt": prompt}).encode()))
+        if is_stream:
+            assert b"200 OK" in await reader.readline()
+        while len(backend.streams) < num_streams:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
+        assert not any(stream.closed.is_set() for stream in backend.streams)
+        writer.close()
+        async with asyncio.timeout(1):
+            for stream in backend.streams:
+                await stream.closed.wait()
+
+
+async def test_a_client_that_goes_away_while_it_waits_for_a_slot_is_forgotten() -> None:
+    cancelled = asyncio.Event()
+
+    class Full(FakeBackend):
+        async def generate(self, request: Any, options: Any) -> Any:
+            self.options.append(options)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+    backend = Full()
+    async with served(backend) as url:
+        _, writer = await opened(url)
+        writer.write(raw_post(CHAT, json.dumps(HELLO).encode()))
+        while not backend.options:
+            await asyncio.sleep(0.005)
+        writer.close()
+        async with asyncio.timeout(1):
+            await cancelled.wait()
+
+
+async def test_chunks_leave_as_they_come() -> None:
+    def script(request: Any, options: Any) -> list[Any]:
+        first, *rest = byte_answer(request, "ab")
+        return [first, 0.15, *rest]
+
+    async with served(FakeBackend(script)) as url:
+        reader, writer = await opened(url)
+        writer.write(raw_post(TEXTS, json.dumps(HI | {"stream": True}).encode()))
+        start = time.monotonic()
+        await reader.readuntil(b'"text":"a"')
+        first_s = time.monotonic() - start
+        await reader.readuntil(b"[DONE]")
+        assert time.monotonic() - start > 0.14 > first_s
+        writer.close()
+
+
+async def test_a_connection_is_kept_for_the_next_request() -> None:
+    async with served(FakeBackend()) as url:
+        reader, writer = await opened(url)
+        for _ in range(3):
+            writer.write(raw_post(CHAT, json.dumps(HELLO | {"stream": True}).encode()))
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert b"text/event-stream" in head and b"server:" not in head
+            await reader.readuntil(b"0\r\n\r\n")
+        writer.close()
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXTS, "/tokenize", "/detokenize"])
+async def test_ten_megabytes_are_refused_with_and_without_a_length(path: str) -> None:
+    body = b'{"model":"tiny","user":"' + b"x" * 10_000_000 + b'"}'
+    async with served(FakeBackend()) as url:
+        for is_chunked in (False, True):
+            reader, writer = await opened(url)
+            if is_chunked:
+                writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+                writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+            else:
+                writer.write(raw_post(path, body))
+            answer = await reader.readuntil(b"}}")
+            assert b" 413 " in answer.splitlines()[0]
+            assert b'"payload_too_large"' in answer
+            # The same connection still works.
+            await writer.drain()
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200 OK" in await reader.readuntil(b"ok")
+            writer.close()
+
+
+async def test_a_refused_length_is_answered_before_the_body_comes() -> None:
+    async with served(FakeBackend()) as url:
+        reader, writer = await opened(url)
+        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert b" 413 " in await reader.readline()
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GARBAGE\r\n\r\n", b"400"),
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", b"431"),
+        (b"GET /healthz HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", b"431"),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", b"431"),
+    ],
+    ids=["garbage", "long", "many", "path"],
+)
+async def test_heads_beyond_the_bounds_are_refused(request_bytes: bytes, status: bytes) -> None:
+    async with served(FakeBackend()) as url:
+        reader, writer = await opened(url)
+        writer.write(request_bytes)
+        answer = await reader.read()
+        assert answer.split()[1] == status
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+        writer.close()
+
+
+async def test_a_closing_server_lets_answers_end_and_frees_its_port() -> None:
+    def script(request: Any, options: Any) -> list[Any]:
+        first, *rest = byte_answer(request, "ab")
+        return [first, 0.3, *rest]
+
+    backend = FakeBackend(script)
+    async with served(backend) as url:
+        reader, writer = await opened(url)
+        writer.write(raw_post(TEXTS, json.dumps(HI | {"stream": True}).encode()))
+        await reader.readuntil(b'"text":"a"')
+    assert b"[DONE]" in await reader.read()
+    writer.close()
+    host, _, port = url.removeprefix("http://").partition(":")
+    with socket.socket() as probe:
+        assert probe.connect_ex((host, int(port))) != 0
+
+
+async def test_a_closing_server_cuts_what_does_not_end() -> None:
+    backend = FakeBackend(endless)
+    start = time.monotonic()
+    async with served(backend) as url:
+        reader, writer = await opened(url)
+        writer.write(raw_post(TEXTS, json.dumps(HI | {"stream": True}).encode()))
+        await reader.readuntil(b'"text":"H"')
+    assert time.monotonic() - start < 4
+    async with asyncio.timeout(1):
+        await backend.streams[0].closed.wait()
+    writer.close()
+
+
+async def test_an_address_in_use_is_an_error_at_once() -> None:
+    async with served(FakeBackend()) as url:
+        from shoal.controller.http_server import serve
+
+        with pytest.raises(OSError):
+            await serve(lambda *_: None, "127.0.0.1", int(url.rpartition(":")[2]))  # type: ignore[arg-type, return-value]
