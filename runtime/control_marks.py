@@ -60,15 +60,11 @@ class Marks:
 
 def pick_marks(texts: Iterable[str]) -> Marks:
     """Two noncharacters that none of the texts has. Raises MessagesInvalid if they use (nearly) all of them."""
-    free = dict.fromkeys(NONCHARACTERS)
-    for text in texts:
-        if not text.isascii():
-            for character in [c for c in free if c in text]:
-                del free[character]
+    joined = " ".join(texts)
+    free = [character for character in NONCHARACTERS if character not in joined][:2]
     if len(free) < 2:
         raise MessagesInvalid("the conversation uses every noncharacter of Unicode", "messages")
-    begin, end = list(free)[:2]
-    return Marks(begin, end)
+    return Marks(*free)
 
 
 def texts_of(value: Any) -> Iterator[str]:

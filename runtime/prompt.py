@@ -6,7 +6,7 @@ with the path of the field, never guessed at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,14 +28,19 @@ class BuiltPrompt:
     """What the model reads, and what the answer's parser must know of it."""
 
     ids: list[int]
-    text: str
-    """The prompt as text, control strings included."""
+    source: str | Callable[[], str] = field(repr=False)
+    """The prompt as text, or how to get it: for a prompt of ids it is seldom wanted and takes a while."""
     is_chat: bool
     """The answer is parsed for reasoning and tool calls."""
     starts_in_reasoning: bool = False
     """The prompt ends inside `<think>`: the answer begins with reasoning."""
-    tools: list[dict[str, Any]] | None = field(default=None)
+    tools: list[dict[str, Any]] | None = field(default=None, repr=False)
     """The tools that the model was shown, in OpenAI's form."""
+
+    @property
+    def text(self) -> str:
+        """The prompt as text, control strings included."""
+        return self.source if isinstance(self.source, str) else self.source()
 
     @property
     def has_tools(self) -> bool:
@@ -66,7 +71,8 @@ def _build_from_ids(token_ids: list[int], tokenizer: Tokenizer) -> BuiltPrompt:
             raise TokenIdInvalid(
                 f"token id {token_id} is not below the vocabulary's {tokenizer.vocab_size}", f"prompt[{position}]"
             )
-    return BuiltPrompt(list(token_ids), tokenizer.decode(token_ids), is_chat=False)
+    ids = list(token_ids)
+    return BuiltPrompt(ids, lambda: tokenizer.decode(ids), is_chat=False)
 
 
 def _build_from_conversation(prompt: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> BuiltPrompt:
@@ -167,7 +173,7 @@ def _text_part(part: Any, param: str) -> Any:
     kind = part.get("type", "text")
     if kind not in ("text", "input_text", "output_text") or any(key in part for key in _MEDIA_KEYS):
         found = kind if kind != "text" else next(key for key in _MEDIA_KEYS if key in part)
-        raise ContentNotSupported(f"content of type {found!r} is not supported yet; only text is", param)
+        raise ContentNotSupported(f"content of type {str(found)[:40]!r} is not supported yet; only text is", param)
     if not isinstance(part.get("text"), str):
         raise MessagesInvalid("a text part has text", f"{param}.text")
     return {"type": "text", "text": part["text"]}

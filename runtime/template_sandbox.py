@@ -128,6 +128,7 @@ def run_template(
     except jinja2.TemplateError as error:
         raise TemplateFailed(f"the chat template refused the conversation: {error.message or error}") from error
     except Exception as error:  # a template is a program: it can raise anything that Python can
-        kind = type(error).__name__
-        raise TemplateFailed(f"the chat template failed on the conversation: {kind}: {error}"[:1000]) from error
+        # A TypeError speaks of types; what others say may be the conversation's own words.
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, TypeError) else type(error).__name__
+        raise TemplateFailed(f"the chat template failed on the conversation: {reason}"[:1000]) from error
     return "".join(pieces)
