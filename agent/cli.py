@@ -1,12 +1,16 @@
-"""`shoal agent run`, `shoal explain`, `shoal model list`, `shoal model pull`."""
+"""`shoal agent run`, `shoal explain`, `shoal model list`, `shoal model pull`.
+
+Parameters are named exactly like their options: the environment variables and the keys of the configuration file follow from
+the parameter's name.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +47,10 @@ def agent() -> None:
 @agent.command()
 @click.option("--controller", metavar="H:P[,H:P]", required=True, help="Controllers to dial, all of them at once.")
 @click.option(
-    "--model", "models", multiple=True, metavar="NAME|DIR", help="What may be served; repeatable.  [default: the store]"
+    "--model", multiple=True, metavar="NAME|DIR", help="What may be served; repeatable.  [default: the store]"
 )
 @click.option("--insecure", is_flag=True, help="Allow controllers other than loopback without TLS.")
-@click.option(
-    "--id", "node_id", metavar="ID", help="The node's id.  [default: made up once, kept in identity/agent.json]"
-)
+@click.option("--id", metavar="ID", help="The node's id.  [default: made up once, kept in identity/agent.json]")
 @click.option("--metrics", metavar="H:P", default="127.0.0.1:0", show_default=True, help="The node's metrics page.")
 @HOME_OPTION
 @engine_options
@@ -56,9 +58,9 @@ def agent() -> None:
 @click.option("--until-eof", is_flag=True, hidden=True, help="End when stdin ends.")
 def run(
     controller: str,
-    models: tuple[str, ...],
+    model: tuple[str, ...],
     insecure: bool,
-    node_id: str | None,
+    id: str | None,
     metrics: str,
     home: Path | None,
     status_file: Path | None,
@@ -82,11 +84,11 @@ def run(
             if warning is not None:
                 click.secho(warning, err=True, fg="red", bold=True)
         config = AgentConfig(
-            node_id=check_node_id(node_id) if node_id is not None else load_identity(folder / "identity"),
+            node_id=check_node_id(id) if id is not None else load_identity(folder / "identity"),
             version=__version__,
             home=folder,
             controllers=controllers,
-            models=models,
+            models=model,
             options=to_engine_options(engine),
             metrics=metrics,
             status_file=status_file,
@@ -106,30 +108,28 @@ def run(
 
 
 @click.command()
-@click.option(
-    "--model", "models", multiple=True, metavar="NAME|DIR", help="Only these; repeatable.  [default: the store]"
-)
-@click.option("--json", "as_json", is_flag=True, help="For a machine.")
+@click.option("--model", multiple=True, metavar="NAME|DIR", help="Only these; repeatable.  [default: the store]")
+@click.option("--json", is_flag=True, help="For a machine.")
 @HOME_OPTION
 @engine_options
-def explain(models: tuple[str, ...], as_json: bool, home: Path | None, **engine: Any) -> None:
+def explain(model: tuple[str, ...], json: bool, home: Path | None, **engine: Any) -> None:
     """What this machine would serve, and the bytes that exclude the next larger model."""
     from .explain import explanation, explanation_text
 
     with _failing_in_one_line():
-        content = explanation(shoal_home(home), models, to_engine_options(engine))
-    click.echo(json.dumps(content, indent=1) if as_json else explanation_text(content))
+        content = explanation(shoal_home(home), model, to_engine_options(engine))
+    click.echo(dumps(content, indent=1) if json else explanation_text(content))
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For a machine.")
+@click.option("--json", is_flag=True, help="For a machine.")
 @HOME_OPTION
-def model_list(as_json: bool, home: Path | None) -> None:
+def model_list(json: bool, home: Path | None) -> None:
     """Models of the catalogue and of the store."""
     from .model_list import list_models, list_text
 
     rows = list_models(shoal_home(home))
-    click.echo(json.dumps(rows, indent=1) if as_json else list_text(rows))
+    click.echo(dumps(rows, indent=1) if json else list_text(rows))
 
 
 @click.command()
@@ -143,15 +143,15 @@ def model_list(as_json: bool, home: Path | None) -> None:
 )
 @click.option("--revision", default="main", show_default=True, help="Branch, tag or commit; pinned to a commit.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--json", "as_json", is_flag=True, help="For a machine; implies --yes.")
+@click.option("--json", is_flag=True, help="For a machine; implies --yes.")
 @HOME_OPTION
-def model_pull(model: str, source: str, revision: str, yes: bool, as_json: bool, home: Path | None) -> None:
+def model_pull(model: str, source: str, revision: str, yes: bool, json: bool, home: Path | None) -> None:
     """Download a model into the store: pinned, resumable, every file verified before it is served."""
     from .pull_command import pull_model
 
     with _failing_in_one_line():
         try:
-            pull_model(model, source, revision, shoal_home(home), ask=not (yes or as_json), as_json=as_json)
+            pull_model(model, source, revision, shoal_home(home), ask=not (yes or json), as_json=json)
         except OSError as error:
             raise click.ClickException(str(error)) from error
 

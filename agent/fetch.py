@@ -7,7 +7,6 @@ Synchronous: it runs in the process of the pull, which does nothing else.
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import errno
 import hashlib
 import random
@@ -23,6 +22,7 @@ import httpx2
 from .backoff import Backoff
 from .errors import DigestMismatch, DiskFull, RepositoryRefused, SourceUnreachable
 from .hub import RemoteFile
+from .retry import RETRYABLE_STATUS, Busy, retry_after_s
 
 HASH_CHUNK_BYTES = 1024 * 1024
 CONNECT_TIMEOUT_S = 15.0
@@ -38,10 +38,6 @@ MAX_DIGEST_FAILURES = 2
 MAX_REDIRECTS = 5
 BACKOFF_BASE_S = 0.5
 BACKOFF_CAP_S = 30.0
-MAX_RETRY_AFTER_S = 600.0
-"""A longer Retry-After is not waited for."""
-
-_RETRYABLE = frozenset((408, 425, 429, 500, 502, 503, 504))
 
 
 class Appendable(Protocol):
@@ -70,14 +66,6 @@ class FetchConfig:
     sleep: Callable[[float], None] = time.sleep
     draw: Callable[[], float] = random.random
     open_append: Callable[[Path], Appendable] = field(default=lambda path: path.open("ab", buffering=0))
-
-
-class _Retry(Exception):
-    """This attempt failed, another may not. `after_s` is what the server asked for."""
-
-    def __init__(self, reason: str, after_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.after_s = after_s
 
 
 def new_hash(file: RemoteFile) -> Hash:
@@ -134,7 +122,7 @@ class Fetcher:
         backoff = Backoff(BACKOFF_BASE_S, BACKOFF_CAP_S, self._config.draw)
         most = have
         while have < file.size:
-            failure = _Retry("the connection was cut")
+            failure = Busy("the connection was cut")
             try:
                 with self._writing(part) as append:
                     for chunk in self._chunks(file, url, have):
@@ -147,11 +135,11 @@ class Fetcher:
                 self._progress(-have)
                 part.unlink()
                 digest, have = new_hash(file), 0
-                failure = _Retry("the server cannot resume")
-            except _Retry as error:
+                failure = Busy("the server cannot resume")
+            except Busy as error:
                 failure = error
             except httpx2.HTTPError as error:
-                failure = _Retry(f"{type(error).__name__}: {error}")
+                failure = Busy(f"{type(error).__name__}: {error}")
             if have >= file.size:
                 break
             if have > most:
@@ -232,7 +220,7 @@ class Fetcher:
             url = urljoin(url, location)
             if urlsplit(url).scheme not in (("https",) if first.scheme == "https" else ("http", "https")):
                 raise RepositoryRefused("the source redirects from https to something else")
-        raise _Retry(f"more than {MAX_REDIRECTS} redirects")
+        raise Busy(f"more than {MAX_REDIRECTS} redirects")
 
 
 class _Restart(Exception):
@@ -245,18 +233,8 @@ def _starts_at(response: httpx2.Response, start: int) -> bool:
 
 def _refuse(file: RemoteFile, response: httpx2.Response) -> None:
     status = response.status_code
-    if status in _RETRYABLE:
-        raise _Retry(f"status {status}", _retry_after_s(response))
+    if status in RETRYABLE_STATUS:
+        raise Busy(f"status {status}", retry_after_s(response.headers.get("retry-after")))
     if status in (401, 403):
         raise RepositoryRefused(f"{file.name}: access refused (status {status}); a gated model needs HF_TOKEN")
     raise RepositoryRefused(f"{file.name}: the source answers with status {status}")
-
-
-def _retry_after_s(response: httpx2.Response) -> float | None:
-    """Seconds that the server asks to wait, whether as a number or as a date."""
-    text = str(response.headers.get("retry-after", "")).strip()
-    if text.isdigit():
-        return min(float(text), MAX_RETRY_AFTER_S)
-    with contextlib.suppress(ValueError, TypeError):
-        return min(max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time()), MAX_RETRY_AFTER_S)
-    return None

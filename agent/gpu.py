@@ -44,6 +44,7 @@ class GpuFact:
 def find_gpus(root: Path, *, nvml: bool = True) -> list[GpuFact]:
     """All that can be seen. `nvml` False keeps to the files below `root`."""
     seen = _ask_nvml() if nvml and (root / "proc/driver/nvidia/version").exists() else []
+    seen = seen or _nvidia_driver_files(root)
     for device in _drm_devices(root):
         vendor = _text(device / "vendor")
         if vendor is None or (seen and _VENDORS.get(vendor) == "NVIDIA"):
@@ -73,6 +74,18 @@ def _ask_nvml() -> list[GpuFact]:
         return [GpuFact(str(name), int(total), str(driver), "nvml") for name, total, driver in rows]
     except (OSError, subprocess.SubprocessError, ValueError, TypeError):
         return []  # no library, no permission, a hanging driver: not known
+
+
+def _nvidia_driver_files(root: Path) -> list[GpuFact]:
+    """What the kernel driver tells without its library: names, no sizes."""
+    version = re.search(r"Kernel Module\D*\s(\d[\d.]*)", _text(root / "proc/driver/nvidia/version") or "")
+    found = []
+    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information"))[:MAX_GPUS]:
+        model = re.search(r"^Model:\s*(\S.*)$", _text(path) or "", re.MULTILINE)
+        if model is not None:
+            driver = version.group(1) if version is not None else ""
+            found.append(GpuFact(model.group(1), 0, driver, "/" + path.relative_to(root).as_posix()))
+    return found
 
 
 def _drm_devices(root: Path) -> list[Path]:

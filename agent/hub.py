@@ -7,12 +7,16 @@ by `fetch.py`. The library is imported by the pull only, never by the agent's ow
 from __future__ import annotations
 
 import os
+import random
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from .backoff import Backoff
 from .errors import RepositoryRefused, SourceUnreachable, UnsafeName
+from .retry import RETRYABLE_STATUS, Busy, retry_after_s
 
 HUGGING_FACE = "https://huggingface.co"
 METADATA_TIMEOUT_S = 30.0
@@ -20,6 +24,11 @@ MAX_FILES = 2000
 """A repository with more files than this is not a checkpoint."""
 
 MAX_REVISION_LENGTH = 200
+MAX_FAILURES = 5
+"""Times that a listing is asked for again."""
+
+BACKOFF_BASE_S = 0.5
+BACKOFF_CAP_S = 10.0
 
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -126,14 +135,34 @@ def token_for(source: str) -> str | None:
     return get_token()
 
 
-def look_up(source: str, repo: str, revision: str, token: str | None) -> Snapshot:
+def look_up(
+    source: str,
+    repo: str,
+    revision: str,
+    token: str | None,
+    sleep: Callable[[float], None] = time.sleep,
+    draw: Callable[[], float] = random.random,
+) -> Snapshot:
     """Resolve a branch, tag or commit to a commit and list its files. `source` is a base address.
 
-    Raises RepositoryRefused, SourceUnreachable or UnsafeName.
+    A source that is busy or out of order is asked again within bounds. Raises RepositoryRefused, SourceUnreachable or
+    UnsafeName.
     """
     check_repo(repo)
     if not revision or len(revision) > MAX_REVISION_LENGTH or ".." in revision:
         raise RepositoryRefused(f"--revision {revision!r} is not a branch, tag or commit")
+    backoff = Backoff(BACKOFF_BASE_S, BACKOFF_CAP_S, draw)
+    while True:
+        try:
+            return _ask(source, repo, revision, token)
+        except Busy as error:
+            if backoff.num_failures >= MAX_FAILURES:
+                raise SourceUnreachable(str(error)) from error
+            sleep(max(backoff.next_delay_s(), error.after_s or 0.0))
+
+
+def _ask(source: str, repo: str, revision: str, token: str | None) -> Snapshot:
+    """One question. Raises Busy where asking again may help."""
     # Its own download path is not used: memory without bound, and a killed download that starts from zero.
     os.environ["HF_HUB_DISABLE_XET"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -158,9 +187,12 @@ def look_up(source: str, repo: str, revision: str, token: str | None) -> Snapsho
             raise RepositoryRefused(
                 f"{repo} is not on {source}, or is private and HF_TOKEN gives no access (status {status})"
             ) from error
-        raise SourceUnreachable(f"{source} answered {repo} with status {status}") from error
+        message = f"{source} answered {repo} with status {status}"
+        if status in RETRYABLE_STATUS and error.response is not None:
+            raise Busy(message, retry_after_s(error.response.headers.get("retry-after"))) from error
+        raise SourceUnreachable(message) from error
     except (httpx2.HTTPError, OSError) as error:
-        raise SourceUnreachable(f"{source} cannot be reached: {error}") from error
+        raise Busy(f"{source} cannot be reached: {error}") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SourceUnreachable(f"{source} answered {repo} with something that is no listing") from error
     commit = found.sha or ""

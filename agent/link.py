@@ -115,6 +115,7 @@ class Link:
         backoff = Backoff(RECONNECT_BASE_S, RECONNECT_CAP_S, self._config.draw)
         async with aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
             stub = link_pb2_grpc.AgentLinkStub(channel)
+            is_told = False
             while not self._leaving.is_set():
                 stream = _Stream(self._config, stub.Connect(), self._worker, self._node)
                 self._stream = stream
@@ -129,11 +130,10 @@ class Link:
                 pause = backoff.next_delay_s() if close.retry else REFUSED_PAUSE_S
                 if self._leaving.is_set():
                     break
-                # A controller that is not there yet is tried often: only the end of a real link is worth a line.
-                level = logging.INFO if stream.registered_at is not None or not close.retry else logging.DEBUG
-                log.log(
-                    level, "link to %s ended: %s %s; next try in %.2f s", self.address, close.code, close.detail, pause
-                )
+                # A controller that is not there is dialled often; one line tells of it until it is linked again.
+                if stream.registered_at is not None or not is_told:
+                    log.warning("%s: %s: %s; trying again", self.address, close.code, close.detail)
+                is_told = True
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._leaving.wait()
@@ -143,6 +143,7 @@ class _Stream:
     """One stream from open to close; the worker's `Requester` for what came over it."""
 
     def __init__(self, config: LinkConfig, call: _Call, worker: Worker, node: NodeView) -> None:
+        self._address = config.address
         self._call = call
         self._worker = worker
         self._node = node
@@ -204,6 +205,7 @@ class _Stream:
                     if not self._closed.done():
                         self._closed.set_result(command)
         if not was_linked and self.registered_at is not None:
+            log.info("linked to %s", self._address)
             self._node.on_link_changed()
 
     def _put(self, frame: link_pb2.AgentFrame) -> None:

@@ -73,7 +73,7 @@ def shoal_home(home: Path | None = None) -> Path:
 _ENGINE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--backend", metavar="NAME", help="What computes.  [default: auto]"),
     click.option("--dtype", metavar="f32|bf16", help="Arithmetic of the reference back end.  [default: f32]"),
-    click.option("--format", "format_", metavar="NAME", help="Weights as served.  [default: auto]"),
+    click.option("--format", metavar="NAME", help="Weights as served.  [default: auto]"),
     click.option("--kv-format", metavar="NAME", help="Keys and values in the cache.  [default: auto]"),
     click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens of prompt and answer together."),
     click.option(
@@ -96,7 +96,7 @@ def engine_options(command: Command) -> Command:
 
 def to_engine_options(values: dict[str, Any]) -> EngineOptions:
     """What was given; the rest keeps the engine's own defaults. Raises BadOption."""
-    chosen = {name.rstrip("_"): value for name, value in values.items() if value is not None}
+    chosen = {name: value for name, value in values.items() if value is not None}
     try:
         return EngineOptions.from_mapping(chosen)
     except OptionInvalid as error:

@@ -49,7 +49,7 @@ class Hub:
         self.requests: list[Request] = []
         self.faults: dict[str, list[Fault]] = {}
         self.licence: str | None = "apache-2.0"
-        self.listing_status = 200
+        self.listing_status: list[int] = []
         self.extra_names: list[str] = []
         self.on_bytes: Callable[[str, int], None] = lambda name, sent: None
         self.url = self.storage_url = ""
@@ -113,7 +113,8 @@ class _Handler(BaseHTTPRequestHandler):
                 Request(path, self.headers.get("Range", ""), self.headers.get("Authorization", ""), self.is_storage)
             )
         if path.startswith(f"/api/models/{REPO}"):
-            self._answer(self.hub.listing_status, json.dumps(self.hub.listing()).encode(), {"X-Error-Code": ""})
+            status = self.hub.listing_status.pop(0) if self.hub.listing_status else 200
+            self._answer(status, json.dumps(self.hub.listing()).encode(), {"X-Error-Code": ""})
             return
         prefix, _, rest = path.partition("/resolve/")
         commit, _, name = rest.partition("/")

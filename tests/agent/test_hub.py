@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import email.utils
+import time
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from shoal.agent.errors import RepositoryRefused, UnsafeName
 from shoal.agent.hub import RemoteFile, Snapshot, check_name, check_repo, source_url, wanted_files
+from shoal.agent.retry import retry_after_s
 
 
 def listing(*names: str) -> list[RemoteFile]:
@@ -82,3 +85,17 @@ def test_bytes_are_addressed_by_commit() -> None:
     snapshot = Snapshot("https://h", "a/b", "c" * 40, "mit", (file,))
     assert snapshot.url(file) == f"https://h/a/b/resolve/{'c' * 40}/model.safetensors" and snapshot.total_bytes == 1
     assert Path(file.name).name == file.name
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("17", 17.0), ("0", 0.0), ("99999999", 600.0), ("soon", None), ("", None), (None, None), ("-5", None)],
+)
+def test_retry_after(value: str | None, seconds: float | None) -> None:
+    assert retry_after_s(value) == seconds
+
+
+def test_retry_after_as_a_date() -> None:
+    ahead = retry_after_s(email.utils.formatdate(time.time() + 30, usegmt=True))
+    assert ahead is not None and 25 < ahead <= 30
+    assert retry_after_s(email.utils.formatdate(time.time() - 30, usegmt=True)) == 0.0

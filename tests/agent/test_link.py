@@ -155,8 +155,10 @@ async def test_a_killed_engine_fails_its_requests_and_comes_back(
         generated = [token for output in peer.of("r2") for token in output.token_ids]
         assert finishes[1].usage.completion_tokens == len(generated) == peer.of("r2")[-1].first_index
         assert {output.choice for output in peer.of("r1")} == {0, 1}
-        await until(lambda: peer.states()[-1].phase == node_pb2.NODE_PHASE_READY)
-        assert peer.states()[-1].engine_pid == it.engine.pid != first_pid
+        await until(
+            lambda: peer.states()[-1].phase == node_pb2.NODE_PHASE_READY and peer.states()[-1].engine_pid != first_pid
+        )
+        assert peer.states()[-1].engine_pid == it.engine.pid
         await until(lambda: peer.heartbeats()[-1].engine_restarts == 1)
         peer.submit("r3", "count", max_tokens=2)
         await until(lambda: peer.finish_of("r3"))

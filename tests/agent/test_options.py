@@ -32,7 +32,7 @@ def test_what_is_no_size(text: str) -> None:
 
 
 def test_engine_options_keep_their_defaults() -> None:
-    given = {"backend": None, "dtype": "bf16", "format_": None, "context": None, "parallel": 2, "memory": 5}
+    given = {"backend": None, "dtype": "bf16", "format": None, "context": None, "parallel": 2, "memory": 5}
     options = to_engine_options(given)
     assert (options.dtype, options.parallel, options.memory, options.format) == ("bf16", 2, 5, "auto")
 

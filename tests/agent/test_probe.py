@@ -144,6 +144,16 @@ def test_graphics_of_the_kernel(tmp_path: Path) -> None:
     ]
 
 
-def test_a_driver_whose_library_does_not_answer_is_no_card(tmp_path: Path) -> None:
-    record(tmp_path, {"proc/driver/nvidia/version": "NVRM version: x\n"})
-    assert find_gpus(tmp_path) == []
+def test_a_driver_whose_library_does_not_answer(tmp_path: Path) -> None:
+    """The driver's own files still name the card; its display entry is not a second one."""
+    record(
+        tmp_path,
+        {
+            "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Thu Jan 23\n",
+            "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ: 1\n",
+            "proc/driver/nvidia/gpus/0000:02:00.0/information": "IRQ: 1\n",
+            "sys/class/drm/card0/device/vendor": "0x10de\n",
+        },
+    )
+    source = "/proc/driver/nvidia/gpus/0000:01:00.0/information"
+    assert find_gpus(tmp_path) == [GpuFact("NVIDIA H100 80GB HBM3", 0, "570.86.15", source)]

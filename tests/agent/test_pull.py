@@ -359,11 +359,18 @@ def test_names_that_would_leave_the_folder(names: list[str], message: str, hub: 
     assert not any("/resolve/" in request.path for request in hub.requests)
 
 
-@pytest.mark.parametrize(("status", "message"), [(404, "not on"), (401, "not on"), (500, "500")])
+@pytest.mark.parametrize(("status", "message"), [(404, "not on"), (401, "not on"), (418, "418")])
 def test_a_listing_that_is_refused(status: int, message: str, hub: Hub, tmp_path: Path) -> None:
-    hub.listing_status = status
+    hub.listing_status = [status]
     code, _, err = outcome(command(hub, tmp_path))
     assert code == 1 and message in err and "Traceback" not in err, err
+
+
+def test_a_listing_that_comes_late(hub: Hub, tmp_path: Path) -> None:
+    hub.listing_status = [503, 429, 500]
+    code, _, err = outcome(command(hub, tmp_path))
+    assert code == 0, err
+    assert_published(tmp_path, WANTED)
 
 
 def test_what_is_no_checkpoint(hub: Hub, tmp_path: Path) -> None:
@@ -375,6 +382,11 @@ def test_what_is_no_checkpoint(hub: Hub, tmp_path: Path) -> None:
 def test_no_such_name_and_no_such_server(hub: Hub, tmp_path: Path) -> None:
     status, _, err = outcome(command(hub, tmp_path, repo="nonsense"))
     assert status == 1 and "qwen3.5-0.8b" in err
-    hub.url = "http://127.0.0.1:9"
-    status, _, err = outcome(command(hub, tmp_path))
-    assert status == 1 and "cannot be reached" in err and "Traceback" not in err
+    code = (
+        "from shoal.agent import hub\n"
+        "try: hub.look_up('http://127.0.0.1:9', 'a/b', 'main', None, sleep=print)\n"
+        "except hub.SourceUnreachable as error: print(error)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert "cannot be reached" in done.stdout and len(done.stdout.splitlines()) == 6 and done.returncode == 0
