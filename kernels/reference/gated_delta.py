@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 64
+CHUNK = 32
 """Tokens of a chunk. Chunks begin at multiples of it in absolute positions, so that where a prompt is cut matters little."""
 
 
@@ -80,8 +80,10 @@ def _one_chunk(
 ) -> tuple[Tensor, Tensor]:
     """n tokens, heads first: q, k [Hv, n, Dk], v [Hv, n, Dv], g, beta [Hv, n]. Returns o [Hv, n, Dv] and the next state."""
     size = q.shape[1]
-    decay = g.cumsum(-1)
-    gaps = decay.unsqueeze(-1) - decay.unsqueeze(-2)
+    # Sums of logarithms grow where their differences stay small: f64, or the differences lose their last digits.
+    sums = g.double().cumsum(-1)
+    gaps = (sums.unsqueeze(-1) - sums.unsqueeze(-2)).to(g.dtype)
+    decay = sums.to(g.dtype)
     allowed = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
     kept = gaps.masked_fill(~allowed, -torch.inf).exp()  # e^(G_i - G_j) for j <= i
     keys_t = k.transpose(1, 2)
@@ -91,9 +93,8 @@ def _one_chunk(
     wanted = beta.unsqueeze(-1) * (v - grown * (k @ state))
     corrections = torch.linalg.solve_triangular(mixing, wanted, upper=False, unitriangular=True)
     out = grown * (q @ state) + ((q @ keys_t) * kept) @ corrections
-    last = decay[:, -1:]
-    carried = (k * (last - decay).exp().unsqueeze(-1)).transpose(1, 2) @ corrections
-    return out, state * last.exp().unsqueeze(-1) + carried
+    carried = (k * gaps[:, -1].exp().unsqueeze(-1)).transpose(1, 2) @ corrections
+    return out, state * grown[:, -1:] + carried
 
 
 def _per_value_head(q: Tensor, k: Tensor, num_value_heads: int) -> tuple[Tensor, Tensor]:

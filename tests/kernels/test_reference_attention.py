@@ -32,7 +32,11 @@ def test_prefill(num_tokens, start, heads):
 
 
 def test_prefill_in_pieces_is_the_whole():
-    q, keys, values = normal(3 * QUERY_TILE, 4, 8), normal(3 * QUERY_TILE, 2, 8, seed=1), normal(3 * QUERY_TILE, 2, 8, seed=2)
+    q, keys, values = (
+        normal(3 * QUERY_TILE, 4, 8),
+        normal(3 * QUERY_TILE, 2, 8, seed=1),
+        normal(3 * QUERY_TILE, 2, 8, seed=2),
+    )
     whole = attend_prefill(q, keys, values, 0)
     last = attend_prefill(q[2 * QUERY_TILE :], keys, values, 2 * QUERY_TILE)
     torch.testing.assert_close(last, whole[2 * QUERY_TILE :], rtol=1e-6, atol=1e-6)
@@ -50,7 +54,10 @@ def test_decode_over_scattered_blocks(dtype):
     for row, length in enumerate(lengths):
         num_blocks = -(-length // block_tokens)
         table = [order.pop() for _ in range(num_blocks)]
-        keys, values = normal(length, kv_heads, dim, seed=row).to(dtype), normal(length, kv_heads, dim, seed=9 + row).to(dtype)
+        keys, values = (
+            normal(length, kv_heads, dim, seed=row).to(dtype),
+            normal(length, kv_heads, dim, seed=9 + row).to(dtype),
+        )
         places = torch.tensor([table[i // block_tokens] * block_tokens + i % block_tokens for i in range(length)])
         write_cache(key_cache, places, keys)
         write_cache(value_cache, places, values)

@@ -18,7 +18,7 @@ def inputs(num_tokens, key_heads=2, value_heads=6, key_dim=5, value_dim=7, seed=
 
     q, k = normal(num_tokens, key_heads, key_dim), normal(num_tokens, key_heads, key_dim)
     q, k = q / q.norm(dim=-1, keepdim=True) * key_dim**-0.5, k / k.norm(dim=-1, keepdim=True)
-    decay = -torch.rand(num_tokens, value_heads, generator=g, dtype=dtype) ** 4 * 8
+    decay = -(torch.rand(num_tokens, value_heads, generator=g, dtype=dtype) ** 4) * 8
     beta = torch.rand(num_tokens, value_heads, generator=g, dtype=dtype)
     return q, k, normal(num_tokens, value_heads, value_dim), decay, beta, normal(value_heads, key_dim, value_dim)
 
