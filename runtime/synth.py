@@ -194,7 +194,9 @@ def write_side_files(
     directory: Path, content: Mapping[str, Any], tokenizer: SynthTokenizer, small_template: bool
 ) -> None:
     """Config, tokenizer, template, and the stop ids (sampling is left to the model card)."""
-    template = resources.files(__package__).joinpath("published", SMALL_TEMPLATE if small_template else GENERAL_TEMPLATE)
+    template = resources.files(__package__).joinpath(
+        "published", SMALL_TEMPLATE if small_template else GENERAL_TEMPLATE
+    )
     stop_ids = [tokenizer.added[END_OF_TURN], tokenizer.added[END_OF_TEXT]]
     write_json(directory / CONFIG_FILE, content)
     write_json(directory / GENERATION_FILE, {"eos_token_id": stop_ids, "pad_token_id": tokenizer.added[END_OF_TEXT]})

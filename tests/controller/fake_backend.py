@@ -44,9 +44,7 @@ def logprob(token_id: int, value: float | None, top: int = 0) -> generation_pb2.
         entry.logprob = value
         for rank in range(top):
             alternative = (token_id + rank) % 256
-            entry.top.add(
-                token_id=alternative, token=token_bytes(alternative), logprob=value - rank * math.log(2)
-            )
+            entry.top.add(token_id=alternative, token=token_bytes(alternative), logprob=value - rank * math.log(2))
     return entry
 
 

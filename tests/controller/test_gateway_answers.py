@@ -83,7 +83,9 @@ async def test_a_chat_answer_has_openais_shape_and_auto_is_resolved() -> None:
 @pytest.mark.parametrize("path", [CHAT, TEXTS])
 async def test_a_stream_and_a_body_say_the_same(path: str) -> None:
     backend = FakeBackend(lambda request, options: byte_answer(request, WIDE))
-    prompt = {"messages": HELLO, "logprobs": True, "top_logprobs": 2} if path == CHAT else {"prompt": "x", "logprobs": 2}
+    prompt = (
+        {"messages": HELLO, "logprobs": True, "top_logprobs": 2} if path == CHAT else {"prompt": "x", "logprobs": 2}
+    )
     whole, chunks = await both(backend, path, prompt | {"return_token_ids": True})
     choice = whole["choices"][0]
     pieces = [chunk["choices"][0] for chunk in chunks]

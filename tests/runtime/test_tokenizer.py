@@ -10,7 +10,16 @@ from tokenizers import decoders, models, pre_tokenizers
 from shoal.runtime.text_errors import TokenizerInvalid
 from shoal.runtime.tokenizer import Tokenizer
 
-LITERALS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "<tts_text_bos_single>", "<|im_", "start|>"]
+LITERALS = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "<tts_text_bos_single>",
+    "<|im_",
+    "start|>",
+]
 salted = st.lists(st.one_of(st.sampled_from(LITERALS), st.text(max_size=8)), max_size=8).map("".join)
 
 
