@@ -11,13 +11,13 @@ import numpy as np
 from .intake import PreparedRequest
 from .logit_processors import LogitProcessor, Row, processors_for
 from .logprobs import TokenBytes, first_logprob, log_softmax, token_logprob
-from .model_runner import RowLogits
 from .parser import AnswerParser
 from .philox import uniform
 from .refusals import OutputNotFinite
 from .sampler import NotFinite, sample
 from .scheduler import ScheduledRow
 from .sequence import Sequence
+from .step_result import RowLogits
 from .wire import (
     Delta,
     ErrorInfo,
@@ -73,12 +73,14 @@ class Answer:
     def score_prompt(self, row: ScheduledRow, logits: RowLogits) -> None:
         """Keep the logprobs of the prompt tokens that this row scores. Raises OutputNotFinite."""
         num_top = self.request.prompt_logprobs
-        if num_top is None or self.choice != 0 or not len(logits.scored):
+        if num_top is None or self.choice != 0:
+            return
+        if not self._prompt_logprobs:  # nothing scores the first token, which may be the only one
+            self._prompt_logprobs.append(first_logprob(self.sequence.token_ids[0], self._token_bytes))
+        if not len(logits.scored):
             return
         if not np.isfinite(logits.scored.max(axis=-1)).all():
             raise OutputNotFinite(_NOT_FINITE)
-        if not self._prompt_logprobs:
-            self._prompt_logprobs.append(first_logprob(self.sequence.token_ids[0], self._token_bytes))
         for position, scores in zip(row.scored_range, log_softmax(logits.scored), strict=True):
             token_id = self.sequence.token_ids[position + 1]
             self._prompt_logprobs.append(token_logprob(scores, token_id, num_top, self._token_bytes))

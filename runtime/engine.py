@@ -17,10 +17,10 @@ from typing import Protocol
 from .answer import Answer
 from .errors import RuntimeFault
 from .intake import Intake, PreparedRequest
-from .model_runner import StepResult
 from .refusals import DuplicateRequest, QueueFull, error_info
 from .scheduler import Scheduler, StepPlan
 from .stats import EngineCounters, stats_frame
+from .step_result import StepResult
 from .wire import ErrorInfo, Finish, FinishReason, Output, Request, Stats, Timings, Usage
 
 MAX_WAITING = 256

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ from .batch import Batch, Row
 from .block_manager import BlockManager
 from .cache import HybridCache
 from .scheduler import ScheduledRow, StepPlan
+from .step_result import RowLogits, StepResult
 
 
 class ForwardModel(Protocol):
@@ -21,24 +21,6 @@ class ForwardModel(Protocol):
 
     def forward(self, batch: Batch, cache: HybridCache) -> torch.Tensor:
         """[len(logits_at), V] f32, a row for each wanted position."""
-
-
-@dataclass(frozen=True, slots=True)
-class RowLogits:
-    """What a scheduled row brought. Arrays belong to the caller, who may write into them."""
-
-    scored: npt.NDArray[np.float32]
-    """[len(scored_range), V]: each scores the prompt token after its position."""
-    last: npt.NDArray[np.float32] | None
-    """[V], from which the next id is drawn; None where the row draws none."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """Rows as in the plan, and the seconds that the model took."""
-
-    rows: Sequence[RowLogits]
-    forward_s: float
 
 
 class ModelRunner:

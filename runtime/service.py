@@ -28,10 +28,8 @@ from .errors import RuntimeFault
 from .frame_pipe import Outbox, claim_standard_streams, read_frame
 from .intake import PreparedRequest
 from .intake_thread import IntakeThread
-from .loading import load_engine
 from .mailbox import Mailbox
 from .open_requests import OpenRequests
-from .ready_frame import ready_frame
 from .refusals import error_info
 
 END_GRACE_S = 0.5
@@ -53,6 +51,10 @@ Work = PreparedRequest | wire.Abort
 
 def load_configured(configure: wire.Configure) -> tuple[Engine, wire.Ready]:
     """Raises RuntimeFault: a wrong option or a model that cannot be served."""
+    # torch takes seconds to import, and the end of stdin must be seen from the first moment.
+    from .loading import load_engine
+    from .ready_frame import ready_frame
+
     loaded = load_engine(configure.model_dir, EngineOptions.from_mapping(configure.options))
     return loaded.engine, ready_frame(loaded, configure.served_name)
 

@@ -114,3 +114,22 @@ def template_36(tokenizer):
     """The template of Qwen3.6, which writes every argument but strings as JSON."""
     source = (FIXTURES / "templates" / "chat_template.qwen3.6.jinja").read_text(encoding="utf-8")
     return ChatTemplate(source, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_intake(tiny_checkpoint):
+    """What turns requests into work for an engine of the tiny checkpoint, without its model."""
+    from shoal.runtime.config import load_generation_defaults, load_model_config
+    from shoal.runtime.intake import Intake
+    from shoal.runtime.prompt import build_prompt
+
+    config = load_model_config(tiny_checkpoint)
+    known = Tokenizer.load(tiny_checkpoint)
+    template = ChatTemplate.load(tiny_checkpoint, known)
+    return Intake(
+        tokenizer=known,
+        build=lambda prompt: build_prompt(prompt, known, template),
+        defaults=load_generation_defaults(tiny_checkpoint, config),
+        max_model_len=config.max_position_embeddings,
+        head_rows=config.vocab_size,
+    )

@@ -8,17 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine_driver import ask, drain, run, run_one  # type: ignore[import-not-found]
+from engine_driver import ask, drain, run, run_one, scripted  # type: ignore[import-not-found]
 
 from shoal.runtime.batch import Batch, Row
-from shoal.runtime.block_manager import BlockManager
 from shoal.runtime.cache import HybridCache
 from shoal.runtime.config import EngineOptions, load_model_config
 from shoal.runtime.engine import Engine
 from shoal.runtime.loading import LoadedEngine, load_engine
-from shoal.runtime.model_runner import RowLogits, StepResult
 from shoal.runtime.plan import plan_memory
-from shoal.runtime.scheduler import Scheduler, SchedulerLimits, StepPlan
 from shoal.runtime.wire import Conversation, DeltaKind, ErrorInfo, FinishReason, Request, Sampling, TokenLogprob
 
 OPTIONS = EngineOptions(parallel=4, context=128, block_tokens=4, max_batched_tokens=64, threads=1)
@@ -188,33 +185,6 @@ class _Narrow:
 # --- scripted logits -------------------------------------------------------------------------------------------------
 
 
-class Scripted:
-    """A runner whose likeliest next id is the script's; `broken` sequences get NaN."""
-
-    def __init__(self, script: list[int], head_rows: int, broken: frozenset[int] = frozenset()) -> None:
-        self._script = script
-        self._head_rows = head_rows
-        self._broken = broken
-
-    def execute(self, plan: StepPlan) -> StepResult:
-        rows = []
-        for row in plan.rows:
-            last = np.zeros(self._head_rows, dtype=np.float32)
-            last[self._script[row.sequence.num_generated_tokens % len(self._script)]] = 50.0
-            if row.sequence.seq_id in self._broken:
-                last[3] = np.nan
-            scored = np.zeros((len(row.scored_range), self._head_rows), dtype=np.float32)
-            rows.append(RowLogits(scored, last if row.draws else None))
-        return StepResult(rows, 0.0)
-
-
-def scripted(loaded: LoadedEngine, script: list[int], broken: frozenset[int] = frozenset()) -> Engine:
-    blocks = BlockManager(num_blocks=512, num_slots=4, block_tokens=4)
-    limits = SchedulerLimits(max_running=4, max_batched_tokens=64, max_waiting=8, max_scored_tokens=8)
-    intake = replace(loaded.engine.intake, max_model_len=2000)
-    return Engine(intake, Scheduler(limits, blocks), Scripted(script, intake.head_rows, broken))
-
-
 TOOLS = b'[{"type": "function", "function": {"name": "add", "parameters": {"properties": {"a": {"type": "integer"}}}}}]'
 CALL = "<tool_call>\n<function=add>\n<parameter=a>\n7\n</parameter>\n</function>\n</tool_call>"
 
@@ -229,7 +199,7 @@ def chat(text: str, tools: bytes = TOOLS, **fields: object) -> Request:
 def test_a_tool_call_before_the_stop_id_is_the_reason_to_end(loaded: LoadedEngine) -> None:
     tokenizer = loaded.engine.intake.tokenizer
     script = tokenizer.encode_raw(f"Let me see.\n\n{CALL}<|im_end|>")
-    one = run_one(scripted(loaded, script), chat("add"))
+    one = run_one(scripted(loaded.engine.intake, script), chat("add"))
     assert one.ids == script
     assert one.reason is FinishReason.TOOL_CALLS
     assert one.finish is not None
@@ -243,19 +213,19 @@ def test_a_tool_call_before_the_stop_id_is_the_reason_to_end(loaded: LoadedEngin
 
 def test_a_tool_call_cut_by_the_length_is_length(loaded: LoadedEngine) -> None:
     script = loaded.engine.intake.tokenizer.encode_raw(CALL)
-    one = run_one(scripted(loaded, script), chat("add", max_tokens=len(script)))
+    one = run_one(scripted(loaded.engine.intake, script), chat("add", max_tokens=len(script)))
     assert one.reason is FinishReason.LENGTH
 
 
 def test_without_tools_the_same_ids_are_text(loaded: LoadedEngine) -> None:
     script = loaded.engine.intake.tokenizer.encode_raw(f"{CALL}<|im_end|>")
-    one = run_one(scripted(loaded, script), chat("add", tools=b""))
+    one = run_one(scripted(loaded.engine.intake, script), chat("add", tools=b""))
     assert one.reason is FinishReason.STOP
     assert one.text == CALL
 
 
 def test_a_row_that_is_not_finite_fails_its_request_alone(loaded: LoadedEngine) -> None:
-    engine = scripted(loaded, [97, 98], broken=frozenset({1}))
+    engine = scripted(loaded.engine.intake, [97, 98], broken=frozenset({1}))
     answers = run(engine, ask("fine", "fine", max_tokens=4), ask("bad", "bad", max_tokens=4, n=2))
     assert answers["fine", 0].ids == [97, 98, 97, 98]
     for choice in (0, 1):
@@ -268,7 +238,7 @@ def test_a_row_that_is_not_finite_fails_its_request_alone(loaded: LoadedEngine) 
 
 
 def test_when_the_engine_cannot_go_on_everything_open_ends_with_the_error(loaded: LoadedEngine) -> None:
-    engine = scripted(loaded, [97])
+    engine = scripted(loaded.engine.intake, [97])
     for index in range(6):
         engine.add(ask("x", f"r{index}", max_tokens=9))
     engine.step()
@@ -281,16 +251,16 @@ def test_when_the_engine_cannot_go_on_everything_open_ends_with_the_error(loaded
 
 def test_a_character_of_several_tokens_comes_whole(loaded: LoadedEngine) -> None:
     script = list("aé☃🐟!".encode())
-    one = run_one(scripted(loaded, script), ask("x", max_tokens=len(script)))
+    one = run_one(scripted(loaded.engine.intake, script), ask("x", max_tokens=len(script)))
     assert [delta.text for delta in one.deltas] == ["a", "é", "☃", "🐟", "!"]
-    cut = run_one(scripted(loaded, script), ask("x", max_tokens=len(script) - 3))
+    cut = run_one(scripted(loaded.engine.intake, script), ask("x", max_tokens=len(script) - 3))
     assert cut.text == "aé☃\ufffd"
 
 
 def test_reasoning_is_told_apart_and_a_stop_string_in_it_does_not_end_the_answer(loaded: LoadedEngine) -> None:
     tokenizer = loaded.engine.intake.tokenizer
     script = tokenizer.encode_raw("<think>\nwell, stop\n</think>\n\nso stop here<|im_end|>")
-    one = run_one(scripted(loaded, script), chat("think", stop=["stop"]))
+    one = run_one(scripted(loaded.engine.intake, script), chat("think", stop=["stop"]))
     assert "".join(delta.text for delta in one.deltas if delta.kind is DeltaKind.REASONING) == "well, stop"
     assert one.text == "so "
     assert one.finish is not None
