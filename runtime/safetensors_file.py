@@ -88,7 +88,8 @@ def parse_header(header: bytes, data_bytes: int, file: str) -> SafetensorsHeader
         raise CheckpointCorrupt(f"header is not JSON: {error}", file=file) from error
     if not isinstance(content, dict):
         raise CheckpointCorrupt("header is not a JSON object", file=file)
-    metadata = content.pop(METADATA_KEY, None) or {}
+    metadata = content.pop(METADATA_KEY, None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointCorrupt(f"{METADATA_KEY} is not a map of strings", file=file)
     begin_of_data = _LENGTH.size + len(header)
