@@ -25,18 +25,19 @@ from models.pocket.model import Pocket, initialise
 from models.pocket.optimiser import Optimiser
 from models.pocket.tokenizer import Encoder, load
 
-STEPS = 3900
+STEPS = 3400
 PEAK = 4e-3
 WARMUP = 40
 CONSTANT = 0.30  # share of the steps at the peak rate, then linear to FINAL * PEAK
 FINAL = 0.01
 
-HARD = (("add", 16.0), ("sub", 18.0), ("sort", 24.0), ("reverse", 10.0), ("occurrences", 16.0), ("length", 6.0),
-        ("greet", 4.0), ("copy", 5.0), ("json", 8.0), ("unknown", 3.0))  # fmt: skip
-# (first step of the phase as a share of all steps, mix)
+HARD = (("add", 10.0), ("sub", 10.0), ("sort", 22.0), ("reverse", 16.0), ("occurrences", 18.0), ("length", 9.0),
+        ("greet", 3.0), ("copy", 5.0), ("json", 16.0), ("unknown", 3.0))  # fmt: skip
+# (first step of the phase as a share of all steps, mix): everything, then the hard questions, then mostly sums
 PHASES: list[tuple[float, Mix]] = [
     (0.00, Mix(chat=0.60, tool=0.12, memory=0.12, sums=0.16)),
-    (0.40, Mix(chat=0.27, tool=0.065, memory=0.065, sums=0.60, weights=HARD)),
+    (0.35, Mix(chat=0.52, tool=0.10, memory=0.06, sums=0.32, weights=HARD)),
+    (0.55, Mix(chat=0.28, tool=0.06, memory=0.04, sums=0.62, weights=HARD)),
 ]
 
 
