@@ -18,7 +18,7 @@ import jinja2
 import msgspec
 
 from .control_marks import MARKED_NAME, Marks, mark_template, mark_texts, pick_marks, texts_of
-from .template_sandbox import clock_at, make_environment, run_template
+from .template_sandbox import clock_at, compile_template, make_environment, run_template
 from .text_errors import TemplateFailed, TemplateInvalid
 from .tokenizer import ControlToken, Tokenizer
 
@@ -61,7 +61,7 @@ class ChatTemplate:
         self._first_letters = re.compile("|".join(map(re.escape, letters)) or "(?!)")
         self._environment = make_environment()
         try:
-            self._template = self._environment.from_string(source)
+            self._template = compile_template(self._environment, self._environment.parse(source))
         except (jinja2.TemplateError, RecursionError) as error:
             raise TemplateInvalid(f"the chat template does not compile: {error}") from error
         self._marked = lru_cache(maxsize=_MAX_MARKED_VERSIONS)(self._compile_marked)
@@ -162,8 +162,7 @@ class ChatTemplate:
 
     def _compile_marked(self, marks: Marks) -> jinja2.Template:
         tree = mark_template(self._environment.parse(self.source), self._controls, marks, self._tokenizer.named_tokens)
-        code = self._environment.compile(tree)
-        return self._environment.template_class.from_code(self._environment, code, self._environment.make_globals(None))
+        return compile_template(self._environment, tree)
 
     def _probe(self) -> bool:
         """Whether a harmless conversation shows control strings that stand whole in no constant of the template."""

@@ -3,7 +3,8 @@
 The environment is the one that checkpoints are published for: blocks trimmed, `break` and `continue`, a `tojson` that keeps
 non-ASCII text and key order, `raise_exception`, `strftime_now`, and `generation` blocks, which only frame text here.
 
-What is not bounded is a loop that prints nothing: a template comes with the checkpoint that the operator chose.
+The time is looked at with every loop's turn and every macro's call. What a single filter does with one long text is not bounded: a
+template comes with the checkpoint that the operator chose.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ MAX_RENDER_S = 10.0
 
 MAX_POWER_BITS = 4096
 """Size of a whole number that `**` may make."""
+
+
+_TICK = "render_tick"
+"""What loops and macros call; a name that no template has reason to use."""
 
 
 class _GenerationExtension(Extension):
@@ -105,24 +110,41 @@ def clock_at(now: datetime) -> Any:
     return strftime_now
 
 
+def compile_template(environment: jinja2.Environment, tree: nodes.Template) -> jinja2.Template:
+    """A parsed template, ready to run in bounded time. Changes `tree`. Raises jinja2.TemplateError."""
+    bodies = [loop.body for loop in tree.find_all(nodes.For)]
+    bodies += [macro.body for macro in tree.find_all(nodes.Macro)]
+    bodies += [block.body for block in tree.find_all(nodes.CallBlock)]
+    for body in bodies:
+        call = nodes.Call(nodes.Name(_TICK, "load"), [], [], None, None)
+        body.insert(0, nodes.Output([call], lineno=1))
+    tree.set_environment(environment)
+    code = environment.compile(tree)
+    return environment.template_class.from_code(environment, code, environment.make_globals(None))
+
+
 def run_template(
     template: jinja2.Template, variables: Mapping[str, Any], clock: Callable[[], float] = time.monotonic
 ) -> str:
-    """The rendered text. Raises TemplateFailed for whatever goes wrong inside, and beyond the two limits.
+    """The text of a template made by `compile_template`. `clock` tells seconds.
 
-    `clock` tells seconds.
+    Raises TemplateFailed for whatever goes wrong inside, and beyond the two limits.
     """
     end = clock() + MAX_RENDER_S
+
+    def tick() -> str:
+        if clock() > end:
+            raise TemplateFailed(f"the chat template took more than {MAX_RENDER_S:g} s")
+        return ""
+
     pieces: list[str] = []
     num_chars = 0
     try:
-        for piece in template.generate(variables):
+        for piece in template.generate({**variables, _TICK: tick}):
             pieces.append(piece)
             num_chars += len(piece)
             if num_chars > MAX_RENDERED_CHARS:
                 raise TemplateFailed(f"the rendered conversation is longer than {MAX_RENDERED_CHARS:,} characters")
-            if clock() > end:
-                raise TemplateFailed(f"the chat template took more than {MAX_RENDER_S:g} s")
     except TemplateFailed:
         raise
     except jinja2.TemplateError as error:
