@@ -21,6 +21,11 @@ class Form:
     echo: bool = False
 
     @property
+    def opens_with_prompt(self) -> bool:
+        """Whether the first chunk of each choice shows something of its prompt."""
+        return self.echo or (self.with_token_ids and self.num_prompts > 1)
+
+    @property
     def num_choices_total(self) -> int:
         return self.num_choices * self.num_prompts
 

@@ -28,6 +28,9 @@ DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 256
 """Prompts in one request."""
 
+MAX_PROMPT_IDS = 1_048_576
+"""Ids in one prompt: more than any context, and few enough to be looked at while others wait."""
+
 _UNSUPPORTED: dict[str, Sequence[Any]] = {"suffix": ("",)}
 
 
@@ -110,6 +113,8 @@ def _text(text: str, path: str) -> generation_pb2.Prompt:
 def _ids(ids: list[int], path: str) -> generation_pb2.Prompt:
     if not ids:
         raise BadRequest(f"{path}: must not be empty", param=path)
+    if len(ids) > MAX_PROMPT_IDS:
+        raise BadRequest(f"{path}: more than {MAX_PROMPT_IDS} ids", param=path, code="context_length_exceeded")
     return generation_pb2.Prompt(ids=generation_pb2.TokenIds(token_ids=token_ids(ids, path)))
 
 

@@ -12,8 +12,8 @@ from shoal.proto.v1 import generation_pb2
 
 from .errors import BadRequest
 
-MAX_CHOICES = 128
-"""`n`, as in OpenAI's API."""
+MAX_CHOICES = 64
+"""`n`; what an engine takes at most."""
 
 MAX_TOKENS = 4_194_304
 """More than any context: a larger wish is a mistake of the client."""

@@ -16,6 +16,10 @@ from .openai_json import decode_value
 MAX_TOOLS = 128
 """As in OpenAI's API."""
 
+MAX_MESSAGES = 10_000
+MAX_PARTS = 10_000
+"""Of one message. Both bound the time for which others wait."""
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 MEDIA_PARTS = frozenset(
@@ -87,6 +91,8 @@ def check_messages(raw: msgspec.Raw) -> None:
     messages = decode_value(raw, _MESSAGES, "messages")
     if not messages:
         raise BadRequest("messages: must not be empty", param="messages")
+    if len(messages) > MAX_MESSAGES:
+        raise BadRequest(f"messages: more than {MAX_MESSAGES}", param="messages")
     for index, message in enumerate(messages):
         _check_message(message, f"messages[{index}]")
 
@@ -126,6 +132,8 @@ def _check_message(message: Message, path: str) -> None:
             f"{path}.content: may be absent only beside tool_calls of the assistant", param=f"{path}.content"
         )
     if isinstance(message.content, list):
+        if len(message.content) > MAX_PARTS:
+            raise BadRequest(f"{path}.content: more than {MAX_PARTS} parts", param=f"{path}.content")
         for index, part in enumerate(message.content):
             _check_part(part, f"{path}.content[{index}]")
 

@@ -80,6 +80,7 @@ class AnswerWriter:
         self._choices = [dialect.make_choice(form) for _ in range(form.num_choices_total)]
         self._kept: list[list[dict[str, Any]]] = [[] for _ in self._choices]
         self._prompts: list[generation_pb2.PromptOutput | None] = [None] * form.num_prompts
+        self._held: dict[int, list[generation_pb2.Output]] = {}
         self._prompt_ids_due = form.with_token_ids and form.num_prompts == 1
         self._tally = Tally(form.num_choices_total)
 
@@ -91,7 +92,7 @@ class AnswerWriter:
     def events(self, prompt_index: int, outputs: Sequence[generation_pb2.Output], source: Source) -> bytes:
         """The chunks of one flush, the last one of the answer included when it is complete."""
         events = []
-        for output in outputs:
+        for output in self._with_prompt(prompt_index, outputs):
             index, fields = self._take(prompt_index, output)
             if fields is None:
                 continue
@@ -109,7 +110,7 @@ class AnswerWriter:
 
     def keep(self, prompt_index: int, outputs: Sequence[generation_pb2.Output]) -> None:
         """Remember what `body` will hold."""
-        for output in outputs:
+        for output in self._with_prompt(prompt_index, outputs):
             index, fields = self._take(prompt_index, output)
             if fields is not None:
                 self._kept[index].append(fields)
@@ -123,9 +124,23 @@ class AnswerWriter:
         answer["shoal"] = self._tally.shoal(source.node_id, source.attempts)
         return msgspec.json.encode(answer)
 
+    def _with_prompt(
+        self, prompt_index: int, outputs: Sequence[generation_pb2.Output]
+    ) -> Sequence[generation_pb2.Output]:
+        """The outputs that can be written now. The prompt comes with choice 0, and the others may be quicker: where they
+        are to open with it, they wait for it."""
+        if self._prompts[prompt_index] is not None:
+            return outputs
+        for output in outputs:
+            if output.HasField("prompt"):
+                self._prompts[prompt_index] = output.prompt
+        if not self._form.opens_with_prompt:
+            return outputs
+        held = self._held.setdefault(prompt_index, [])
+        held += outputs
+        return self._held.pop(prompt_index) if self._prompts[prompt_index] is not None else ()
+
     def _take(self, prompt_index: int, output: generation_pb2.Output) -> tuple[int, dict[str, Any] | None]:
-        if output.HasField("prompt"):
-            self._prompts[prompt_index] = output.prompt
         index = prompt_index * self._form.num_choices + output.choice
         fields = self._choices[index].chunk(output, self._prompts[prompt_index])
         if output.HasField("finish"):

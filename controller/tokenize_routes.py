@@ -13,6 +13,7 @@ from .backend import Backend
 from .errors import BadRequest
 from .http_body import ClientGone, read_body
 from .openai_chat_request import ABSENT, conversation
+from .openai_completions_request import MAX_PROMPT_IDS
 from .openai_fields import token_ids
 from .openai_json import decode_body
 
@@ -49,7 +50,7 @@ def tokenize_routes(backend: Backend) -> list[BaseRoute]:
 
     async def detokenize(request: Request) -> Response:
         fields = decode_body(await _body(request), _DETOKENIZE)
-        ids = list(token_ids(fields.tokens, "tokens"))
+        ids = list(token_ids(fields.tokens, "tokens", MAX_PROMPT_IDS))
         return _json({"prompt": await backend.detokenize(fields.model, ids) if ids else ""})
 
     return [

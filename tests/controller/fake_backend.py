@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from shoal.controller.backend import GenerateOptions, OutputStream
-from shoal.controller.errors import ControllerError, NotFound
+from shoal.controller.errors import BadRequest, ControllerError, NotFound
 from shoal.controller.gateway import GatewayConfig, build_app
 from shoal.controller.http_server import serve
 from shoal.controller.request_record import RequestRecord
@@ -147,6 +147,8 @@ class FakeBackend:
         return ids_of(prompt)
 
     async def detokenize(self, model: str, token_ids: list[int]) -> str:
+        if max(token_ids) > 255:
+            raise BadRequest("no such id", param="tokens")
         return bytes(token_ids).decode("utf-8", "replace")
 
     def models(self) -> list[inference_pb2.Model]:

@@ -9,6 +9,8 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shoal_fake_backend import (
     FakeBackend,
     byte_answer,
@@ -35,6 +37,18 @@ HI = {"model": "tiny", "prompt": "Hi"}
 
 def failing(error: Exception, *, after: int) -> FakeBackend:
     return FakeBackend(lambda request, options: [*byte_answer(request, "Hello")[:after], error])
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("user")
+NAMES = st.sampled_from(
+    "model messages prompt tokens role content type text n stream max_tokens stop echo tools".split()
+)
+JSON = st.recursive(
+    VALUES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=8
+)
+BODIES = st.binary(max_size=30) | st.dictionaries(NAMES, JSON, max_size=5).map(
+    lambda fields: json.dumps({"model": "tiny"} | fields).encode()
+)
 
 
 def endless(request: Any, options: Any) -> list[Any]:
@@ -125,7 +139,9 @@ STATUSES: list[tuple[ControllerError, int]] = [
 
 @pytest.mark.parametrize(("error", "status"), STATUSES, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_a_refusal_has_its_own_status_even_for_a_stream(error: ControllerError, status: int, is_stream: bool) -> None:
+async def test_a_refusal_has_its_own_status_even_for_a_stream(
+    error: ControllerError, status: int, is_stream: bool
+) -> None:
     for backend in (FakeBackend(refusal=error), failing(error, after=0)):
         async with connected(backend) as client:
             refused = await client.post(CHAT, json=HELLO | {"stream": is_stream}, headers={"X-Request-Id": "q1"})
@@ -197,9 +213,7 @@ async def test_ids_of_open_requests_never_clash() -> None:
 
     backend = Slow()
     async with connected(backend) as client, asyncio.TaskGroup() as group:
-        posts = [
-            group.create_task(client.post(CHAT, json=HELLO, headers={"X-Request-Id": "same"})) for _ in range(3)
-        ]
+        posts = [group.create_task(client.post(CHAT, json=HELLO, headers={"X-Request-Id": "same"})) for _ in range(3)]
         while len(backend.options) < 3:
             await asyncio.sleep(0)
         release.set()
@@ -213,6 +227,18 @@ async def test_odd_request_ids_are_replaced(given: str) -> None:
     async with connected(FakeBackend()) as client:
         response = await client.post(CHAT, json=HELLO, headers={"X-Request-Id": given.encode("latin-1")})
     assert response.headers["x-request-id"] not in ("", given)
+
+
+@given(st.sampled_from([CHAT, TEXTS, "/tokenize", "/detokenize"]), BODIES)
+def test_no_body_is_a_500(path: str, body: bytes) -> None:
+    async def post() -> int:
+        async with connected(FakeBackend()) as client:
+            response = await client.post(path, content=body)
+        if response.status_code != 200:
+            assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        return response.status_code
+
+    assert asyncio.run(post()) in (200, 400, 404)
 
 
 # --- over sockets ---
@@ -322,7 +348,9 @@ async def test_ten_megabytes_are_refused_with_and_without_a_length(path: str) ->
 async def test_a_refused_length_is_answered_before_the_body_comes() -> None:
     async with served(FakeBackend()) as url:
         reader, writer = await opened(url)
-        writer.write(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\nExpect: 100-continue\r\n\r\n".encode())
+        writer.write(
+            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
         assert b" 413 " in await reader.readline()
         writer.close()
 

@@ -304,3 +304,17 @@ async def test_a_pin_reaches_the_backend() -> None:
     assert backend.options[0].node_id == "node-2"
     assert response.headers["x-shoal-node"] == "node-2"
     assert response.json()["shoal"]["node"] == "node-2"
+
+
+async def test_choices_that_are_quicker_than_their_prompt_wait_for_it() -> None:
+    def script(request: Any, options: Any) -> list[Any]:
+        slow, quick = byte_answer(request, "a", choice=0), byte_answer(request, "b", choice=1)
+        return [*quick, [*slow[0]], *slow[1:]]
+
+    whole, chunks = await both(FakeBackend(script), TEXTS, {"prompt": "P", "echo": True, "n": 2, "logprobs": 0})
+    assert [choice["text"] for choice in whole["choices"]] == ["Pa", "Pb"]
+    assert [choice["logprobs"]["tokens"][0] for choice in whole["choices"]] == ["P", "P"]
+    texts = ["", ""]
+    for chunk in chunks:
+        texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
+    assert texts == ["Pa", "Pb"]

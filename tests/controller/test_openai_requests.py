@@ -104,9 +104,7 @@ def test_neutral_values_and_unknown_fields_are_taken(fields: dict[str, Any]) -> 
     assert len(chat(**fields).requests) == 1
 
 
-@pytest.mark.parametrize(
-    "fields", [{"best_of": 1}, {"best_of": 2, "n": 2}, {"suffix": ""}, {"suffix": None}], ids=str
-)
+@pytest.mark.parametrize("fields", [{"best_of": 1}, {"best_of": 2, "n": 2}, {"suffix": ""}, {"suffix": None}], ids=str)
 def test_neutral_values_of_completions(fields: dict[str, Any]) -> None:
     assert len(text(**fields).requests) == 1
 
@@ -160,6 +158,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     (call(name="", arguments="{}"), "messages[1].tool_calls[0].function.name"),
     (call(name="f", arguments=3), "messages[1].tool_calls[0].function.arguments"),
     (message(role="assistant", content="x", function_call={"name": "f"}), "messages[1].function_call"),
+    ({"messages": HELLO * 10_001}, "messages"), (message(content=[{"type": "text", "text": ""}] * 10_001), "messages[1].content"),
     ({"tools": {}}, "tools"), ({"tools": [{}]}, "tools[0].type"), ({"tools": [{"type": "custom"}]}, "tools[0].type"),
     ({"tools": [{"type": "function"}]}, "tools[0].function"), (tool(name="a b"), "tools[0].function.name"),
     (tool(name="<|im_start|>"), "tools[0].function.name"), (tool(strict=True), "tools[0].function.strict"),
@@ -177,7 +176,7 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 10**30}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"), ({"max_tokens": "7"}, "max_tokens"),
     ({"max_tokens": True}, "max_tokens"), ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_completion_tokens": 5, "max_tokens": -1}, "max_tokens"), ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
-    ({"min_tokens": -1}, "min_tokens"), ({"n": 0}, "n"), ({"n": 129}, "n"), ({"n": True}, "n"), ({"n": "2"}, "n"),
+    ({"min_tokens": -1}, "min_tokens"), ({"n": 0}, "n"), ({"n": 65}, "n"), ({"n": True}, "n"), ({"n": "2"}, "n"),
     ({"temperature": -0.1}, "temperature"), ({"temperature": 2.1}, "temperature"), ({"temperature": "1"}, "temperature"),
     ({"temperature": True}, "temperature"), ({"top_p": 0}, "top_p"), ({"top_p": 1.1}, "top_p"), ({"top_k": -2}, "top_k"),
     ({"top_k": 1.5}, "top_k"), ({"min_p": 2}, "min_p"), ({"presence_penalty": 3}, "presence_penalty"),
@@ -208,7 +207,7 @@ BAD_TEXTS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a", 1]}, "prompt[1]"), ({"prompt": [1, -2]}, "prompt[1]"), ({"prompt": [1, 2**32]}, "prompt[1]"),
     ({"prompt": [1, True]}, "prompt[1]"), ({"prompt": [1, 2.5]}, "prompt[1]"), ({"prompt": [[1], [2, -3]]}, "prompt[1][1]"),
     ({"prompt": [[1], [2, "a"]]}, "prompt[1][1]"), ({"prompt": [None]}, "prompt[0]"), ({"prompt": ["a"] * (MAX_PROMPTS + 1)}, "prompt"),
-    ({"prompt": [10**30]}, "prompt[0]"), ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": -1, "echo": True}, "max_tokens"),
+    ({"prompt": [10**30]}, "prompt[0]"), ({"prompt": [7] * 1_048_577}, "prompt"), ({"prompt": ["a", [7] * 1_048_577]}, "prompt[1]"), ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": -1, "echo": True}, "max_tokens"),
     ({"logprobs": 21}, "logprobs"), ({"logprobs": -1}, "logprobs"), ({"logprobs": True}, "logprobs"), ({"echo": 1}, "echo"),
     ({"suffix": "x"}, "suffix"), ({"best_of": 3}, "best_of"), ({"min_tokens": 17}, "min_tokens"),
 ]  # fmt: skip
@@ -254,8 +253,12 @@ FIELDS = st.sampled_from(
     "model messages prompt max_tokens n stop seed temperature top_p tools tool_choice logprobs top_logprobs logit_bias "
     "stream stream_options echo best_of suffix response_format stop_token_ids chat_template_kwargs min_tokens".split()
 )
-MESSAGE_FIELDS = st.sampled_from("role content name tool_calls tool_call_id reasoning_content type text function".split())
-MESSAGES = st.lists(st.dictionaries(MESSAGE_FIELDS, JSON | st.sampled_from(["user", "assistant", "text"]), max_size=4), max_size=3)
+MESSAGE_FIELDS = st.sampled_from(
+    "role content name tool_calls tool_call_id reasoning_content type text function".split()
+)
+MESSAGES = st.lists(
+    st.dictionaries(MESSAGE_FIELDS, JSON | st.sampled_from(["user", "assistant", "text"]), max_size=4), max_size=3
+)
 
 
 @given(st.dictionaries(FIELDS, JSON, max_size=5), MESSAGES)
