@@ -77,7 +77,7 @@ _ENGINE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--kv-format", metavar="NAME", help="Keys and values in the cache.  [default: auto]"),
     click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens of prompt and answer together."),
     click.option(
-        "--parallel", type=click.IntRange(min=1), metavar="N", help="Sequences decoded side by side.  [default: 8]"
+        "--parallel", type=click.IntRange(min=1), metavar="N", help="Sequences decoded side by side.  [default: 16]"
     ),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of the engine."),
     click.option(
