@@ -119,13 +119,13 @@ class Tokenizer:
     def encode_raw(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of trusted text: control strings are parsed. With `add_special_tokens`, also what the tokenizer's own
         post-processor puts around a text (nothing in this family). Lone surrogates are read as U+FFFD."""
-        return list(self._full.encode(_well_formed(text), add_special_tokens=add_special_tokens).ids)
+        return _ids(self._full, text, add_special_tokens)
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of anybody's text: no control token comes out."""
         if not text:
             return []
-        ids: list[int] = self._plain.encode(_well_formed(text), add_special_tokens=False).ids
+        ids = _ids(self._plain, text, False)
         if self._control_ids.isdisjoint(ids):
             return ids
         # The base vocabulary holds a control token as an ordinary entry too: spell that one in bytes.
@@ -254,6 +254,12 @@ def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
 
 def _is_byte_level(full: tokenizers.Tokenizer) -> bool:
     return "ByteLevel" in repr(full.decoder)
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    # As a batch of one: only batches let go of the interpreter's lock, and a long prompt takes seconds.
+    (encoding,) = tokenizer.encode_batch_fast([_well_formed(text)], add_special_tokens=add_special_tokens)
+    return list(encoding.ids)
 
 
 def _well_formed(text: str) -> str:
