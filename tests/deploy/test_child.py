@@ -38,7 +38,7 @@ def make_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore
 
 async def serving_pid(child: Child, other_than: int | None = None) -> int:
     async with asyncio.timeout(15):
-        while not child.refresh_status() or child.pid in (None, other_than) or (child.status or {})["pid"] != child.pid:  # noqa: ASYNC110
+        while not child.refresh_status() or child.pid in (None, other_than) or (child.status or {})["pid"] != child.pid:
             await asyncio.sleep(0.02)
     assert child.pid is not None
     return child.pid
