@@ -1,6 +1,6 @@
 """The driver of `session.py`: one gRPC stream at a time to one controller, dialled again for ever.
 
-One channel a controller for the life of the process. A pending `read` is never cancelled as a task: the call is cancelled
+One channel a controller, replaced only when its peer has gone silent. A pending `read` is never cancelled as a task: the call is cancelled
 instead, which ends it. Requests that came over a stream end with it.
 """
 
@@ -45,6 +45,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
+    # Channels to one address would share a connection, also with one that is being replaced.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 log = logging.getLogger(__name__)
@@ -113,23 +115,25 @@ class Link:
         """Dial, talk, dial again; returns only after `leave`."""
         loop = asyncio.get_running_loop()
         backoff = Backoff(RECONNECT_BASE_S, RECONNECT_CAP_S, self._config.draw)
-        async with aio.insecure_channel(self.address, options=CHANNEL_OPTIONS) as channel:
-            stub = link_pb2_grpc.AgentLinkStub(channel)
-            is_told = False
+        channel = self._dial()
+        is_told = False
+        try:
             while not self._leaving.is_set():
-                stream = _Stream(self._config, stub.Connect(), self._worker, self._node)
-                self._stream = stream
+                call = link_pb2_grpc.AgentLinkStub(channel).Connect()
+                stream = self._stream = _Stream(self._config, call, self._worker, self._node)
                 try:
                     close = await stream.run()
                 finally:
                     self._stream = None
                     self._node.on_link_changed()
+                if self._leaving.is_set():
+                    break
+                if close.code == s.SILENT:
+                    channel = await self._replace(channel)
                 if stream.registered_at is not None and loop.time() - stream.registered_at >= STABLE_S:
                     backoff.reset()
                 self.refusal = "" if close.retry else f"{close.code}: {close.detail}"
                 pause = backoff.next_delay_s() if close.retry else REFUSED_PAUSE_S
-                if self._leaving.is_set():
-                    break
                 # A controller that is not there is dialled often; one line tells of it until it is linked again.
                 if stream.registered_at is not None or not is_told:
                     log.warning("%s: %s: %s; trying again", self.address, close.code, close.detail)
@@ -137,6 +141,20 @@ class Link:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await self._leaving.wait()
+        finally:
+            await channel.close()
+
+    def _dial(self) -> aio.Channel:
+        return aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+
+    async def _replace(self, silent: aio.Channel) -> aio.Channel:
+        """A new connection: a stream on the silent one would be as silent until the system gives the connection up.
+
+        The new channel comes first: gRPC takes itself down with the last one and leaks while it does.
+        """
+        channel = self._dial()
+        await silent.close()
+        return channel
 
 
 class _Stream:

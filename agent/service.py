@@ -139,7 +139,8 @@ async def _watch(node: Node, engine: EngineProcess, root: Path) -> None:
     now = asyncio.get_running_loop().time
     telemetry = Telemetry(root, now())
     while True:
-        node.sample = telemetry.sample(engine.pid, now())
+        # In a thread: firmware answers some of these reads after tens of milliseconds.
+        node.sample = await asyncio.to_thread(telemetry.sample, engine.pid, now())
         await asyncio.sleep(SAMPLE_INTERVAL_S)
 
 

@@ -43,6 +43,9 @@ MAX_UNACKNOWLEDGED = 16
 MAX_IN_FLIGHT = 4096
 """Requests of one controller that run or wait here; more are refused as queue_full."""
 
+SILENT = "silent"
+"""Code of a close for want of frames: the connection may be dead although nobody has ended it."""
+
 Key = tuple[str, int]
 """A request id and its attempt."""
 
@@ -321,7 +324,7 @@ class Session:
         if now >= self._deadline:
             if self.state is LinkState.DRAINING:
                 return self._close("left", "the agent has left before its requests ended", retry=True)
-            return self._close("silent", f"the controller was silent while {self.state.value}", retry=True)
+            return self._close(SILENT, f"the controller was silent while {self.state.value}", retry=True)
         if self._is_registered and now >= self._next_heartbeat_at:
             return self._beat(now)
         return []

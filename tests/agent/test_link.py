@@ -21,6 +21,7 @@ from shoal.proto.v1 import generation_pb2, link_pb2, node_pb2
 from shoal.runtime import wire
 
 from .fake_controller import FakeController, Peer, until
+from .tcp_proxy import tcp_proxy
 
 Command = Callable[[str], tuple[str, ...]]
 
@@ -247,6 +248,25 @@ async def test_a_silent_controller_is_left_when_its_lease_is_over(
         peer.acknowledges = False
         await controller.peer(2)
         assert peer.ended
+
+
+async def test_a_dead_connection_is_replaced(
+    engine_command: Command, controller: FakeController, tmp_path: Path
+) -> None:
+    """Nobody ends it, nothing passes: only a new connection helps, and the old requests are not waited for."""
+    controller.welcome = link_pb2.Welcome(protocol=1, heartbeat_interval_ms=50, lease_ms=300)
+    async with (
+        tcp_proxy(controller.port) as proxy,
+        agent(engine_command("serve"), tmp_path, f"127.0.0.1:{proxy.port}") as it,
+    ):
+        peer = await ready_peer(controller)
+        peer.submit("r1", "wait")
+        await until(lambda: it.worker.num_running == 1)
+        proxy.silence()
+        await ready_peer(controller, 2)
+        assert proxy.num_connections == 2 and it.worker.num_running == 0
+        controller.peers[1].submit("r2", "count", max_tokens=1)
+        await until(lambda: controller.peers[1].finish_of("r2"))
 
 
 async def test_a_goodbye_that_forbids_to_come_back(

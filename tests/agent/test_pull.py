@@ -388,5 +388,7 @@ def test_no_such_name_and_no_such_server(hub: Hub, tmp_path: Path) -> None:
         "except hub.SourceUnreachable as error: print(error)"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert "cannot be reached" in done.stdout and len(done.stdout.splitlines()) == 6 and done.returncode == 0
