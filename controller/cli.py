@@ -60,6 +60,7 @@ def run(
     except ConfigInvalid as error:
         raise click.UsageError(str(error)) from error
     logging.basicConfig(stream=sys.stderr, level=log_level.upper(), format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every plug-in at each start
     for address in config.exposed:
         click.echo(
             f"WARNING: {address} has no TLS: everybody on the network can read prompts and answers, and send requests",
