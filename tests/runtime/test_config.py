@@ -228,7 +228,7 @@ def test_a_wrong_generation_config_is_refused(generation):
 def test_engine_options_round_trip():
     options = EngineOptions.from_mapping({"dtype": "bf16", "context": 1000, "memory": 2**32})
     assert EngineOptions.from_mapping(options.to_mapping()) == options
-    assert (options.parallel, options.max_batched_tokens, options.resolved_kv_format) == (8, 512, "bf16")
+    assert (options.parallel, options.max_batched_tokens, options.resolved_kv_format) == (16, 512, "bf16")
     assert EngineOptions(kv_format="bf16").resolved_kv_format == "bf16"
 
 

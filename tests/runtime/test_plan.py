@@ -14,6 +14,7 @@ from shoal.runtime import plan as planning
 from shoal.runtime.batch import Batch, Row
 from shoal.runtime.cache import HybridCache
 from shoal.runtime.config import EngineOptions, ModelConfig
+from shoal.runtime.engine import MAX_SCORED_TOKENS
 from shoal.runtime.errors import DoesNotFit
 from shoal.runtime.model import HybridModel
 from shoal.runtime.plan import (
@@ -138,7 +139,7 @@ def peak_of_a_step(options, context, rows):
     model, plan = HybridModel.of(weights, CONFIG), plan_memory(CONFIG, options)
     cache = HybridCache.allocate(CONFIG, plan)
     tokens = sum(row.num_tokens for row in rows(plan))
-    batch = Batch([1] * tokens, rows(plan), list(range(tokens)))
+    batch = Batch([1] * tokens, rows(plan), list(range(tokens))[: options.parallel + planning.MAX_SCORED_TOKENS])
     model.forward(batch, cache)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
         model.forward(batch, cache)
@@ -167,13 +168,14 @@ def test_activations_stay_below_the_plan(rows, dtype, context):
     assert 0 < peak <= planned
 
 
-def test_constants_that_two_packages_share():
+def test_constants_that_are_written_twice():
     assert planning.QUERY_TILE == QUERY_TILE
+    assert planning.MAX_SCORED_TOKENS == MAX_SCORED_TOKENS
 
 
 def test_defaults():
     plan = plan_memory(CONFIG, EngineOptions())
-    assert (plan.context, plan.num_slots) == (4096, 8)  # the model's own limit
+    assert (plan.context, plan.num_slots) == (4096, 16)  # the model's own limit
     long = replace(CONFIG, max_position_embeddings=10**6)
     assert plan_memory(long, EngineOptions()).context == DEFAULT_CONTEXT
     assert plan_memory(long, EngineOptions(context=50_000)).context == 50_000
