@@ -20,10 +20,10 @@ BOUNDS = (0.0005, 0.01, 0.1, 1.0, 10.0)
 
 
 def record(**fields: Any) -> RequestRecord:
-    defaults: dict[str, Any] = dict(
-        id="r", model="tiny", node="n1", attempts=1, finish_reason="stop", error_code=None, prompt_tokens=3,
-        completion_tokens=4, cached_tokens=0, received_at=0.0, total_s=0.5, queue_s=0.01, prefill_s=0.1, ttft_s=0.12, decode_s=0.3,
-    )  # fmt: skip
+    defaults: dict[str, Any] = {
+        "id": "r", "model": "tiny", "node": "n1", "attempts": 1, "finish_reason": "stop", "error_code": None, "prompt_tokens": 3,
+        "completion_tokens": 4, "cached_tokens": 0, "received_at": 0.0, "total_s": 0.5, "queue_s": 0.01, "prefill_s": 0.1, "ttft_s": 0.12, "decode_s": 0.3,
+    }  # fmt: skip
     return RequestRecord(**(defaults | fields))
 
 
