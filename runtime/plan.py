@@ -48,6 +48,8 @@ GATHER_TOKENS = 2048
 small enough to stay in a core's cache."""
 
 
+MAX_SCORED_TOKENS = 64
+"""Prompt tokens of one step at most whose logits are wanted; more are scored in later steps."""
 LOGITS_TILE = 8
 """Rows of logits that are cast to f32 at once where the matrices are not f32."""
 
@@ -119,10 +121,10 @@ def conv_bytes_per_slot(config: ModelConfig, dtype: str) -> int:
 
 
 def activation_bytes(config: ModelConfig, options: EngineOptions, context: int) -> int:
-    """Upper bound, in f32, of what one step holds at its worst moment, with logits asked for at every token.
+    """Upper bound, in f32, of what one step holds at its worst moment.
 
     Residual and normed streams and their products; the widest mixer or feed-forward; a tile of attention scores; the gathered keys
-    and values of decode rows; states of all rows, before and after; logits.
+    and values of decode rows; states of all rows, before and after; logits of a token of every sequence and of MAX_SCORED_TOKENS more.
     """
     tokens = options.max_batched_tokens
     delta = (
@@ -140,7 +142,8 @@ def activation_bytes(config: ModelConfig, options: EngineOptions, context: int) 
     gathered = 3 * 2 * config.key_value_dim * max(context, GATHER_TOKENS if options.parallel > 1 else context)
     scores = 3 * config.num_attention_heads * max(QUERY_TILE * context, GATHER_TOKENS)
     states = 3 * options.parallel * state_bytes_per_slot(config) // 4 // max(1, len(config.linear_layers))
-    logits = (tokens + LOGITS_TILE) * config.vocab_size
+    rows = min(tokens, options.parallel + MAX_SCORED_TOKENS)
+    logits = (rows + LOGITS_TILE) * config.vocab_size
     mixers = max(gathered + scores if config.attention_layers else 0, states if config.linear_layers else 0)
     return 4 * (max(streams + mixers, tokens * config.hidden_size + logits))
 

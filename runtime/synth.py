@@ -81,7 +81,7 @@ def synthesise(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionInvalid("out", f"{out} is there already and is not an empty directory")
-    content = with_layers(values, layers)
+    content = with_layers(without_stop_ids(values), layers)
     config = ModelConfig.from_mapping(content)
     tokenizer = make_tokenizer(config.vocab_size, config.max_position_embeddings)
     content = with_token_ids(content, tokenizer)
@@ -119,6 +119,15 @@ def with_layers(values: Mapping[str, Any], layers: int | None) -> dict[str, Any]
     more = [LINEAR_ATTENTION if (i + 1) % interval else FULL_ATTENTION for i in range(len(given), layers)]
     text = content.get("text_config", content)
     text["num_hidden_layers"], text["layer_types"] = layers, (given + more)[:layers]
+    return content
+
+
+def without_stop_ids(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the config with 0 for stop ids: a small `vocab_size` does not hold the published ones."""
+    content = copy.deepcopy(dict(values))
+    for part in (content, content.get("text_config")):
+        if isinstance(part, dict) and part.get("eos_token_id") is not None:
+            part["eos_token_id"] = 0
     return content
 
 
