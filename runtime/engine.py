@@ -111,13 +111,15 @@ class Engine:
         self._scheduler.commit(plan, drawn)
         now = self.clock()
         outputs += self._report(plan, drawn, faults, now)
+        if not self._scheduler.has_work:
+            self.check_books()  # the idle moment: a leak shows here, not as a slow starvation
         step_s = self.clock() - began_at
         self._counters.step_s.observe(step_s)
         self._counters.host_s.observe(max(step_s - result.forward_s, 0.0))
         return outputs
 
     def check_books(self) -> None:
-        """For the idle moment: nothing is held for nobody. Raises block_manager.BooksError."""
+        """Nothing is held for nobody, nothing for two. Raises block_manager.BooksError."""
         self._scheduler.blocks.check_books()
 
     def _draw(self, plan: StepPlan, result: StepResult) -> tuple[dict[int, int], dict[Key, RuntimeFault]]:

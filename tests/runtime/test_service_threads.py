@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,9 +18,11 @@ from engine_driver import scripted  # type: ignore[import-not-found]
 from shoal.runtime import wire
 from shoal.runtime.block_manager import BlockManager
 from shoal.runtime.engine import Engine
-from shoal.runtime.frame_pipe import read_frame
+from shoal.runtime.frame_pipe import Outbox, read_frame
 from shoal.runtime.intake import Intake
+from shoal.runtime.open_requests import OpenRequests
 from shoal.runtime.prompt import BuiltPrompt
+from shoal.runtime.refusals import DuplicateRequest, QueueFull
 from shoal.runtime.scheduler import Scheduler, SchedulerLimits, StepPlan
 from shoal.runtime.service import Service, load_configured
 from shoal.runtime.step_result import StepResult
@@ -262,3 +266,61 @@ def test_an_idle_engine_sleeps_and_speaks_once_a_second(serve: Callable[..., Pip
     assert 0.9 < time.monotonic() - began_at < 3.0
     assert time.process_time() - cpu_s < 0.2
     assert pipes.end() == 0
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def test_open_requests_are_bounded_by_number_and_bytes() -> None:
+    requests = OpenRequests(max_requests=2, max_bytes=100)
+    requests.open(("a", 0), 60)
+    with pytest.raises(QueueFull):
+        requests.open(("b", 0), 41)
+    requests.open(("b", 0), 40)
+    requests.close(("a", 0))
+    with pytest.raises(DuplicateRequest):
+        requests.open(("b", 0), 1)
+    requests.open(("a", 0), 60)
+    with pytest.raises(QueueFull):
+        requests.open(("c", 0), 0)
+
+
+def test_an_abort_counts_once_and_only_while_the_request_is_open() -> None:
+    requests = OpenRequests()
+    assert not requests.abort(("a", 0))
+    requests.open(("a", 0), 1)
+    assert requests.abort(("a", 0))
+    assert not requests.abort(("a", 0))
+    assert requests.is_aborted(("a", 0))
+    requests.close(("a", 0))
+    assert not requests.is_aborted(("a", 0))
+    requests.open(("a", 0), 1)
+    assert not requests.is_aborted(("a", 0))
+
+
+def test_the_outbox_makes_writers_wait_and_loses_nothing() -> None:
+    read_fd, write_fd = os.pipe()
+    outbox = Outbox(write_fd, max_bytes=100_000)
+    frames = [bytes([index]) * 40_000 for index in range(12)]
+    writer = threading.Thread(target=lambda: [outbox.put(frame) for frame in frames])
+    writer.start()
+    received = bytearray()
+    time.sleep(0.05)
+    assert writer.is_alive()  # more than the pipe and the outbox hold
+    while len(received) < 12 * 40_000:
+        received += os.read(read_fd, 65536)
+    writer.join(TIMEOUT_S)
+    assert bytes(received) == b"".join(frames)
+    assert outbox.flush(TIMEOUT_S)
+    os.close(read_fd)
+    assert outbox.put(b"x")  # taken, and then found to have no reader
+    deadline = time.monotonic() + TIMEOUT_S
+    while outbox.put(b"x"):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.close(write_fd)
+
+
+def test_the_service_needs_no_torch_to_see_the_end_of_its_input() -> None:
+    code = "import sys, shoal.runtime.service; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False, timeout=TIMEOUT_S).returncode == 0
