@@ -41,13 +41,9 @@ def candidate(model: StoredModel) -> Candidate:
     except ModelLoadError as error:
         return Candidate(model.name, "", 0, model.weight_bytes, model.directory, None, f"{error.code}: {error}")
     parameters = sum(spec.num_elements for spec in expected_tensors(config).values())
-    problem = model.problem or unserved(config)
-    return Candidate(model.name, size_label(config), parameters, model.weight_bytes, model.directory, config, problem)
-
-
-def unserved(config: ModelConfig) -> str:
-    """Why no engine of this build serves such a model, empty when one does."""
-    return "sparse mixture-of-experts models are not served yet" if config.moe is not None else ""
+    return Candidate(
+        model.name, size_label(config), parameters, model.weight_bytes, model.directory, config, model.problem
+    )
 
 
 def given(store: Store, models: Iterable[str]) -> list[Candidate]:
@@ -64,9 +60,7 @@ def published(names_taken: Iterable[str] = ()) -> list[Candidate]:
     """The sizes of the catalogue, smallest first, without those names."""
     taken = set(names_taken)
     return [
-        Candidate(
-            size.name, size.size.lower(), size.num_parameters, size.num_bytes, None, size.config, unserved(size.config)
-        )
+        Candidate(size.name, size.size.lower(), size.num_parameters, size.num_bytes, None, size.config)
         for size in published_sizes()
         if size.name in REPOSITORIES and size.name not in taken
     ]

@@ -20,6 +20,7 @@ from shoal.proto.v1 import link_pb2, link_pb2_grpc, node_pb2
 from shoal.runtime import wire
 
 from . import session as s
+from .address import is_loopback, split_address
 from .backoff import Backoff
 from .outbox import Outbox, OutboxFull
 from .worker import Worker
@@ -145,7 +146,11 @@ class Link:
             await channel.close()
 
     def _dial(self) -> aio.Channel:
-        return aio.insecure_channel(self.address, options=CHANNEL_OPTIONS)
+        options = CHANNEL_OPTIONS
+        if is_loopback(split_address(self.address)[0]):
+            # A proxy for the way out of the house does not lead to this machine.
+            options = (*options, ("grpc.enable_http_proxy", 0))
+        return aio.insecure_channel(self.address, options=options)
 
     async def _replace(self, silent: aio.Channel) -> aio.Channel:
         """A new connection: a stream on the silent one would be as silent until the system gives the connection up.

@@ -71,7 +71,6 @@ class Selection:
             for verdict in self.verdicts
             if verdict.outcome in (Outcome.DOES_NOT_FIT, Outcome.NOT_IN_STORE)
             and verdict.plan is None
-            and not verdict.candidate.problem
             and verdict.candidate.num_parameters >= above
         ]
         return excluded[-1] if excluded else None
@@ -107,7 +106,7 @@ def select(candidates: Iterable[Candidate], budget: Budget, options: EngineOptio
 
 
 def _judge(one: Candidate, budget: Budget, options: EngineOptions, is_chosen: bool) -> Verdict:
-    if one.config is None or (one.problem and one.directory is not None):
+    if one.config is None or one.problem:
         return Verdict(one, Outcome.UNUSABLE, one.problem)
     limited = replace(options, memory=budget.num_bytes)
     plan: MemoryPlan | None = None
@@ -119,7 +118,7 @@ def _judge(one: Candidate, budget: Budget, options: EngineOptions, is_chosen: bo
     if one.directory is None:
         fits = "would fit" if plan is not None else "would not fit"
         text = f"not in the store; {fits}: needs {needed or 0:,} bytes at least"
-        return Verdict(one, Outcome.NOT_IN_STORE, f"{text}{'; ' + one.problem if one.problem else ''}", needed, plan)
+        return Verdict(one, Outcome.NOT_IN_STORE, text, needed, plan)
     if plan is None:
         return Verdict(one, Outcome.DOES_NOT_FIT, problem, needed)
     if is_chosen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -90,3 +91,21 @@ def test_pull_refuses(tmp_path: Path) -> None:
 def test_the_identity_is_made_up_before_anything_can_fail(tmp_path: Path) -> None:
     invoke("agent", "run", "--home", str(tmp_path), "--controller", "127.0.0.1:1", "--model", "nothing")
     assert json.loads((tmp_path / "identity" / "agent.json").read_text())["id"]
+
+
+@pytest.mark.parametrize("command", [cli.agent, cli.explain, cli.model_list, cli.model_pull])
+def test_parameters_are_named_like_their_options(command: click.Command) -> None:
+    """Environment variables and configuration keys are made from the parameter's name."""
+    commands = list(command.commands.values()) if isinstance(command, click.Group) else [command]
+    for one in commands:
+        for parameter in one.params:
+            if isinstance(parameter, click.Option):
+                assert f"--{parameter.name.replace('_', '-')}" in parameter.opts
+
+
+def test_options_from_the_environment(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "models" / "mine", 64)
+    environment = {"SHOAL_EXPLAIN_MEMORY": "1GiB", "SHOAL_EXPLAIN_MODEL": "mine", "SHOAL_EXPLAIN_HOME": str(tmp_path)}
+    result = CliRunner(env=environment).invoke(cli.explain, ["--json"], auto_envvar_prefix="SHOAL_EXPLAIN")
+    content = json.loads(result.stdout)
+    assert content["chosen"]["name"] == "mine" and content["budget"]["bytes"] == 1 << 30

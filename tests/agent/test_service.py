@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,11 @@ class AgentProcess:
 
 @asynccontextmanager
 async def agent(
-    command: tuple[str, ...], home: Path, *controllers: FakeController, **more: Any
+    command: tuple[str, ...],
+    home: Path,
+    *controllers: FakeController,
+    environment: Mapping[str, str] = os.environ,
+    **more: Any,
 ) -> AsyncIterator[AgentProcess]:
     model = write_tiny(home / "models" / "tiny", hidden_size=64)
     arguments = {
@@ -89,6 +93,7 @@ async def agent(
         "-c",
         AGENT,
         json.dumps(arguments),
+        env={**os.environ, **environment},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
@@ -200,6 +205,14 @@ async def test_a_killed_agent_takes_its_engine_along(
         os.kill(it.process.pid, signal.SIGKILL)
         await until(lambda: not is_alive(status["engine_pid"]), 2.0)
         await until(lambda: controller.peers[0].ended)
+
+
+async def test_a_proxy_is_not_asked_for_this_machine(
+    engine_command: Callable[[str], tuple[str, ...]], controller: FakeController, tmp_path: Path
+) -> None:
+    proxies = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    async with agent(engine_command("serve"), tmp_path, controller, environment=proxies) as it:
+        await ready(controller, it)
 
 
 async def test_the_status_follows_the_engine(
