@@ -25,6 +25,9 @@ _FIRST_LOOK = 64
 """Ids put in order at first; eight times as many each time that they do not suffice. Full sorts of a quarter of a million
 logits are what this avoids; the result is the same for every value."""
 
+_GROUP = 256
+"""Ids whose peak is taken first where few of very many are wanted."""
+
 Ids = npt.NDArray[np.intp]
 
 
@@ -42,12 +45,19 @@ def largest(logits: Row, count: int) -> Ids:
     count = min(count, len(logits))
     if count == 0:
         return np.zeros(0, dtype=np.intp)
-    if count < len(logits):
-        threshold = np.partition(logits, len(logits) - count)[len(logits) - count]
-        ids = np.flatnonzero(logits >= threshold)  # ascending, and more than `count` where the last ones are equal
-    else:
-        ids = np.arange(len(logits))
+    ids = np.flatnonzero(logits >= _threshold(logits, count))  # ascending, at least `count`, seldom many more
     return ids[np.argsort(-logits[ids], kind="stable")][:count]
+
+
+def _threshold(logits: Row, count: int) -> np.float32:
+    """A value that at least `count` logits reach, and few others."""
+    num_groups = len(logits) // _GROUP
+    if 2 * count <= num_groups:
+        # The count-th largest of the groups' peaks: a tenth of the time of a selection among all.
+        logits = logits[: num_groups * _GROUP].reshape(num_groups, _GROUP).max(axis=1)
+    place = len(logits) - count
+    result: np.float32 = np.partition(logits, place)[place]
+    return result
 
 
 def sample(logits: Row, params: SamplingParams, uniform: float) -> int:

@@ -178,6 +178,17 @@ def test_largest_orders_equals_by_id() -> None:
     assert largest(row([2, 7]), 0).tolist() == []
 
 
+@pytest.mark.parametrize("size", [255, 256, 2000, 20_000])
+@pytest.mark.parametrize("count", [1, 3, 20, 200])
+def test_the_largest_of_many_are_those_of_a_full_sort(size: int, count: int) -> None:
+    draw = np.random.default_rng(size + count)
+    for logits in (draw.normal(0, 3, size), draw.integers(-3, 3, size), np.zeros(size), np.full(size, -np.inf)):
+        values = logits.astype(np.float32)
+        values[size // 2] = 2.5
+        order = np.lexsort((np.arange(size), -values))
+        assert largest(values, count).tolist() == order[:count].tolist()
+
+
 def test_a_tiny_temperature_is_greedy_and_not_nan() -> None:
     logits = row([0, 30, 29.99])
     assert sample(logits, SamplingParams(temperature=1e-30), 0.999) == 1
