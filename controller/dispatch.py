@@ -76,7 +76,8 @@ class Dispatcher:
         self._calls = Calls(registry, links)
         self._mean_request_s = TYPICAL_REQUEST_S
         self._is_closing = False
-        self._now = asyncio.get_running_loop().time
+        # Not the loop's clock: uvloop's has a resolution of a millisecond, and what is measured here is published.
+        self._now = time.monotonic
 
     @property
     def num_waiting(self) -> int:
@@ -155,7 +156,8 @@ class Dispatcher:
         self.pump()
         patience_ends = now + self._limits.max_wait_s
         try:
-            async with asyncio.timeout_at(patience_ends if deadline is None else min(deadline, patience_ends)):
+            ends = patience_ends if deadline is None else min(deadline, patience_ends)
+            async with asyncio.timeout(ends - now):
                 return await placed
         except BaseException as error:
             if placed.done() and not placed.cancelled():
@@ -212,7 +214,9 @@ class Dispatcher:
         # `auto` was resolved here: the node knows its model by its own name.
         submit.request.model = wanted.model
         if deadline is not None:
-            flight.deadline_timer = asyncio.get_running_loop().call_at(deadline, self._on_deadline, flight)
+            flight.deadline_timer = asyncio.get_running_loop().call_later(
+                max(0.0, deadline - now), self._on_deadline, flight
+            )
         if not self._links.send(node.id, node.generation, link_pb2.ControllerFrame(submit=submit)):
             self._end(flight, "error", NodeLost(f"the link to node {node.id} ended"))
         return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -25,7 +26,7 @@ class FleetService(fleet_pb2_grpc.FleetServicer):
     def __init__(self, registry: Registry, stopping: asyncio.Event) -> None:
         self._registry = registry
         self._stopping = stopping
-        self._now = asyncio.get_running_loop().time
+        self._now = time.monotonic
 
     async def ListNodes(self, request: fleet_pb2.ListNodesRequest, context: _Context) -> fleet_pb2.ListNodesResponse:
         now = self._now()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from typing import Any, Protocol
 
@@ -119,7 +120,7 @@ class _Stream:
     """One stream; see the module's docstring."""
 
     def __init__(self, service: LinkService, context: _Context) -> None:
-        self.now = asyncio.get_running_loop().time
+        self.now = time.monotonic
         self.session = s.Session(service.terms, self.now())
         self.generation = 0
         self._service = service
@@ -236,7 +237,7 @@ class _Stream:
         """Tick the session; once it is closed, let the last frame out and end the call."""
         while (deadline := self.session.next_deadline()) is not None:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout(max(0.0, deadline - self.now())):
                     await self._wake_timer.wait()
             self._wake_timer.clear()
             self.handle(s.Tick())

@@ -5,7 +5,7 @@ A request and its tokens count once, at its end. Both formats are negotiated by 
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -39,7 +39,7 @@ class Metrics:
     def __init__(self, registry: Registry, num_waiting: Callable[[], int], version: str) -> None:
         self._nodes = registry
         self._num_waiting = num_waiting
-        self._now = asyncio.get_running_loop().time
+        self._now = time.monotonic
         self._models: set[str] = set()
         self._reasons: set[str] = set()
         own = CollectorRegistry(auto_describe=True)

@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -121,7 +122,7 @@ class Controller:
     async def _forget_lost(self) -> None:
         while True:
             await asyncio.sleep(FORGET_INTERVAL_S)
-            self._registry.forget(asyncio.get_running_loop().time())
+            self._registry.forget(time.monotonic())
 
     async def _end(self, http: asyncio.Task[None]) -> None:
         """Streams hear why, then agents, then the ports close: about three seconds at most."""
