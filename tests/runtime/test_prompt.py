@@ -1,11 +1,16 @@
 import json
+import unicodedata
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shoal.runtime.chat_template import ChatTemplate
 from shoal.runtime.errors import RequestInvalid
 from shoal.runtime.prompt import build_prompt
 from shoal.runtime.text_errors import ContentNotSupported, MessagesInvalid, TemplateFailed, TokenIdInvalid
+from shoal.runtime.tokenizer import Tokenizer
 from shoal.runtime.wire import Conversation, IdsPrompt, TextPrompt
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"n": {"type": "integer"}}}}}
@@ -180,3 +185,67 @@ def test_a_template_that_forbids_is_quoted(tokenizer):
     template = ChatTemplate("{{ raise_exception('only on Mondays') }}", tokenizer)
     with pytest.raises(TemplateFailed, match="only on Mondays"):
         build_prompt(conversation(user()), tokenizer, template)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "text", "image", "function", "name", "arguments", "x"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+likely_message = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool"]) | anything},
+    optional={
+        "content": st.text(max_size=3) | anything,
+        "tool_calls": anything,
+        "reasoning_content": anything,
+        "name": anything,
+    },
+)
+
+
+@settings(max_examples=300)
+@given(
+    messages=st.lists(likely_message, max_size=3) | anything, tools=st.none() | anything, variables=st.none() | anything
+)
+def test_any_json_ends_in_a_prompt_or_a_request_error(tokenizer, template, messages, tools, variables):
+    def raw(value):
+        return b"" if value is None else json.dumps(value).encode()
+
+    try:
+        prompt = build_prompt(
+            Conversation(messages=json.dumps(messages).encode(), tools=raw(tools), template_kwargs=raw(variables)),
+            tokenizer,
+            template,
+        )
+    except RequestInvalid as error:
+        assert error.param.split("[")[0].split(".")[0] in ("messages", "tools", "chat_template_kwargs")
+    else:
+        assert unicodedata.normalize("NFC", tokenizer.decode(prompt.ids)) == unicodedata.normalize("NFC", prompt.text)
+
+
+def test_the_committed_checkpoint_reads_as_transformers_reads_it():
+    import transformers
+
+    directory = Path(__file__).resolve().parents[2] / "models" / "pocket"
+    tokenizer = Tokenizer.load(directory)
+    template = ChatTemplate.load(directory, tokenizer)
+    reference = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        user("What is the weather in Oslo?"),
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {"n": 1}}}]},
+        {"role": "tool", "content": '{"temperature": 21}'},
+    ]
+    for thinking in (False, True):
+        prompt = build_prompt(
+            conversation(*messages, tools=[TOOL], variables={"enable_thinking": thinking}), tokenizer, template
+        )
+        assert prompt.starts_in_reasoning is thinking
+        assert prompt.ids == reference.apply_chat_template(
+            messages, tools=[TOOL], add_generation_prompt=True, return_dict=False, enable_thinking=thinking
+        )
