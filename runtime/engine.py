@@ -26,9 +26,6 @@ from .wire import ErrorInfo, Finish, FinishReason, Output, Request, Stats, Timin
 MAX_WAITING = 256
 """Choices that wait for a slot. The fleet's credits keep the queue short; this is for those who come without."""
 
-MAX_SCORED_TOKENS = 64
-"""Prompt positions a step may score: each is a row of logits over the whole vocabulary, a megabyte for the published one."""
-
 Key = tuple[str, int]
 
 

@@ -11,11 +11,11 @@ from .block_manager import BlockManager
 from .cache import HybridCache
 from .chat_template import ChatTemplate
 from .config import EngineOptions, load_generation_defaults, load_model_config
-from .engine import MAX_SCORED_TOKENS, MAX_WAITING, Engine
+from .engine import MAX_WAITING, Engine
 from .intake import Intake
 from .model import HybridModel
 from .model_runner import ModelRunner
-from .plan import MemoryPlan, plan_memory
+from .plan import MAX_SCORED_TOKENS, MemoryPlan, plan_memory
 from .prompt import build_prompt
 from .scheduler import Scheduler, SchedulerLimits
 from .tokenizer import Tokenizer

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from .errors import OptionInvalid
-from .options import BACKENDS, DTYPES, FORMATS, ISAS, KV_FORMATS, EngineOptions
+from .options import BACKENDS, DEFAULT_PARALLEL, DTYPES, FORMATS, ISAS, KV_FORMATS, EngineOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from shoal.runtime.generate_cli import generate
 from shoal.runtime.generate_result import AnswerCollector
 from shoal.runtime.model_dirs import ModelNotFound, packaged_pocket, resolve_model, shoal_home, store_directory_name
+from shoal.runtime.options import EngineOptions
 from shoal.runtime.options_cli import SizeType, engine_options, take_engine_options
 from shoal.runtime.wire import Delta, DeltaKind, ErrorInfo, Finish, FinishReason, Output, Timings, Usage
 
@@ -212,6 +213,6 @@ def test_only_given_options_replace_the_engines_defaults() -> None:
         assert values == {}
         click.echo(f"{options.parallel} {options.memory} {options.dtype} {options.kv_format} {options.context}")
 
-    assert CliRunner().invoke(show, []).output == "8 None f32 auto None\n"
+    assert CliRunner().invoke(show, []).output == f"{EngineOptions().parallel} None f32 auto None\n"
     given = ["--parallel", "3", "--memory", "1KiB", "--dtype", "bf16", "--kv-format", "f32", "--context", "77"]
     assert CliRunner().invoke(show, given).output == "3 1024 bf16 f32 77\n"
