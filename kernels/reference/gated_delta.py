@@ -24,9 +24,7 @@ def delta_gates(a: Tensor, b: Tensor, a_log: Tensor, dt_bias: Tensor) -> tuple[T
     return -a_log.exp() * F.softplus(a.float() + dt_bias), b.float().sigmoid()
 
 
-def recurrent(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def recurrent(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """The definition, a loop over T tokens of one sequence. Returns o [T, Hv, Dv] and the state after the last token."""
     q, k = _per_value_head(q, k, v.shape[-2])
     outputs = []
@@ -75,9 +73,7 @@ def chunked(
     return torch.cat(outputs, 1).transpose(0, 1), state
 
 
-def _one_chunk(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor]:
+def _one_chunk(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """n tokens, heads first: q, k [Hv, n, Dk], v [Hv, n, Dv], g, beta [Hv, n]. Returns o [Hv, n, Dv] and the next state."""
     size = q.shape[1]
     # Sums of logarithms grow where their differences stay small: f64, or the differences lose their last digits.
