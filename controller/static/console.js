@@ -6,8 +6,14 @@ const live = document.getElementById("live");
 const news = document.getElementById("news");
 let shown = "";
 
-function scrolls() {
-  return [...live.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
+// What a person has scrolled to or put the focus on stays where it is.
+function replace(html) {
+  const lefts = [...live.querySelectorAll(".scroll")].map((box) => box.scrollLeft);
+  const focused = [...live.querySelectorAll("a, .scroll")].indexOf(document.activeElement);
+  live.innerHTML = html;
+  live.querySelectorAll(".scroll").forEach((box, index) => { box.scrollLeft = lefts[index] ?? 0; });
+  if (focused >= 0) live.querySelectorAll("a, .scroll")[focused]?.focus({ preventScroll: true });
+  shown = html;
 }
 
 async function refresh() {
@@ -17,13 +23,8 @@ async function refresh() {
     const html = await response.text();
     if (news.textContent !== "") news.textContent = "";
     live.classList.remove("stale");
-    // A link or table that has the focus, or text that is being selected, is not pulled away.
-    if (html !== shown && !live.contains(document.activeElement) && getSelection().isCollapsed) {
-      const lefts = scrolls();
-      live.innerHTML = html;
-      live.querySelectorAll(".scroll").forEach((box, index) => { box.scrollLeft = lefts[index] ?? 0; });
-      shown = html;
-    }
+    // Text that is being selected is not pulled away.
+    if (html !== shown && getSelection().isCollapsed) replace(html);
   } catch {
     if (news.textContent === "") news.textContent = "The controller does not answer; what stands here is old.";
     live.classList.add("stale");
