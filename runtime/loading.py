@@ -58,11 +58,12 @@ def load_engine(
         max_waiting=MAX_WAITING,
         max_scored_tokens=MAX_SCORED_TOKENS,
     )
+    max_model_len = min(plan.context, blocks.capacity_tokens)
     intake = Intake(
         tokenizer=tokenizer,
-        build=lambda prompt: build_prompt(prompt, tokenizer, template),
+        build=lambda prompt: build_prompt(prompt, tokenizer, template, context=max_model_len),
         defaults=defaults,
-        max_model_len=min(plan.context, blocks.capacity_tokens),
+        max_model_len=max_model_len,
         head_rows=config.vocab_size,
     )
     engine = Engine(intake, Scheduler(limits, blocks), ModelRunner(model, cache, blocks, clock), clock)

@@ -6,19 +6,23 @@ with the path of the field, never guessed at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from .chat_template import RESERVED_VARIABLES, ChatTemplate, Rendered
+from .errors import ContextTooLong
 from .text_errors import ContentNotSupported, MessagesInvalid, TemplateFailed, TokenIdInvalid
 from .tokenizer import Tokenizer
 from .wire import Conversation, IdsPrompt, Prompt, TextPrompt
 
 MAX_MESSAGES = 100_000
 """Messages of one conversation; the body limit of the API holds fewer."""
+
+MAX_CONTEXTS = 4
+"""Text that has at least this many contexts' tokens is not encoded, not even to be counted."""
 
 _MEDIA_KEYS = ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio", "file", "input_image")
 
@@ -47,22 +51,37 @@ class BuiltPrompt:
         return bool(self.tools)
 
 
-def build_prompt(prompt: Prompt, tokenizer: Tokenizer, template: ChatTemplate | None) -> BuiltPrompt:
-    """Encode a prompt.
+def build_prompt(
+    prompt: Prompt, tokenizer: Tokenizer, template: ChatTemplate | None, *, context: int | None = None
+) -> BuiltPrompt:
+    """Encode a prompt. Given the model's `context` in tokens, text that is sure to be far beyond it is refused before it is
+    encoded, since encoding megabytes takes seconds. What is a little too long comes out all the same: it can be counted.
 
-    Raises MessagesInvalid, ContentNotSupported, TemplateFailed or TokenIdInvalid, all of them RequestInvalid with `param`.
+    Raises MessagesInvalid, ContentNotSupported, TemplateFailed, TokenIdInvalid or ContextTooLong, all of them RequestInvalid
+    with `param`.
     """
     if isinstance(prompt, IdsPrompt):
         return _build_from_ids(prompt.token_ids, tokenizer)
     if isinstance(prompt, TextPrompt):
+        _check_length([prompt.text], tokenizer, context, "prompt")
         ids = tokenizer.encode_raw(prompt.text, add_special_tokens=True)
         return BuiltPrompt(ids, prompt.text, is_chat=False)
     if template is None:
         raise TemplateFailed("this model has no chat template; use completions")
     try:
-        return _build_from_conversation(prompt, tokenizer, template)
+        return _build_from_conversation(prompt, tokenizer, template, context)
     except RecursionError as error:
         raise MessagesInvalid("the conversation is nested too deeply", "messages") from error
+
+
+def _check_length(texts: Iterable[str], tokenizer: Tokenizer, context: int | None, param: str) -> None:
+    if context is None:
+        return
+    fewest = sum(map(tokenizer.fewest_tokens, texts))
+    if fewest > context * MAX_CONTEXTS:
+        raise ContextTooLong(
+            f"{param}: {fewest} tokens at least, far beyond this model's context of {context} tokens", param
+        )
 
 
 def _build_from_ids(token_ids: list[int], tokenizer: Tokenizer) -> BuiltPrompt:
@@ -75,7 +94,9 @@ def _build_from_ids(token_ids: list[int], tokenizer: Tokenizer) -> BuiltPrompt:
     return BuiltPrompt(ids, lambda: tokenizer.decode(ids), is_chat=False)
 
 
-def _build_from_conversation(prompt: Conversation, tokenizer: Tokenizer, template: ChatTemplate) -> BuiltPrompt:
+def _build_from_conversation(
+    prompt: Conversation, tokenizer: Tokenizer, template: ChatTemplate, context: int | None
+) -> BuiltPrompt:
     messages = [
         _normal_message(message, f"messages[{index}]")
         for index, message in enumerate(_decode_list(prompt.messages, "messages"))
@@ -91,6 +112,8 @@ def _build_from_conversation(prompt: Conversation, tokenizer: Tokenizer, templat
         _decode_variables(prompt.template_kwargs),
         add_generation_prompt=prompt.add_generation_prompt,
     )
+    texts = (segment for segment in rendered.segments if isinstance(segment, str))
+    _check_length(texts, tokenizer, context, "messages")
     return BuiltPrompt(
         tokenizer.encode_segments(rendered.segments),
         rendered.text,

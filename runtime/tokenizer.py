@@ -12,6 +12,7 @@ build on.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +84,12 @@ class Tokenizer:
         longest_first = sorted(self.controls, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         """Finds the text of any added token, the longest first."""
-        ids = full.get_vocab(with_added_tokens=True).values()
-        self.vocab_size: int = max(ids, default=-1) + 1
+        vocab = full.get_vocab(with_added_tokens=True)
+        self.vocab_size: int = max(vocab.values(), default=-1) + 1
         """Ids are below this; the model's head may have more rows."""
+        self._longest_token_bytes = max(map(len, vocab), default=0)
+        self._normalises_to_nfc = "NFC" in repr(full.normalizer)
+        self._keeps_length = full.normalizer is None or self._normalises_to_nfc
         self.named_tokens: Mapping[str, str] = _named_tokens(config)
 
     @classmethod
@@ -147,6 +151,18 @@ class Tokenizer:
             text, strips_left = "", segment.strips_right
         ids += self.encode_plain(text.lstrip() if strips_left else text)
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """A number of tokens that this text has at least, told without encoding it: no token is longer than the longest.
+
+        0 where the tokenizer normalises in a way that may shorten text by any amount.
+        """
+        if not self._keeps_length:
+            return 0
+        text = _well_formed(text)
+        if self._normalises_to_nfc and not text.isascii():
+            text = unicodedata.normalize("NFC", text)
+        return -(-len(text.encode("utf-8")) // max(1, self._longest_token_bytes))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that this id stands for; for a control token its text in UTF-8, for an unknown id nothing."""

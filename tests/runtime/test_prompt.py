@@ -1,4 +1,5 @@
 import json
+import time
 import unicodedata
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.runtime.chat_template import ChatTemplate
-from shoal.runtime.errors import RequestInvalid
+from shoal.runtime.errors import ContextTooLong, RequestInvalid
 from shoal.runtime.prompt import build_prompt
 from shoal.runtime.text_errors import ContentNotSupported, MessagesInvalid, TemplateFailed, TokenIdInvalid
 from shoal.runtime.tokenizer import Tokenizer
@@ -173,6 +174,17 @@ def test_deep_schemas_and_arguments_end_in_an_error_or_a_prompt(build):
             assert depth > 100
         else:
             assert deep in prompt.text
+
+
+def test_what_is_sure_to_be_too_long_is_refused_before_it_is_encoded(tokenizer, template_35):
+    for prompt, param in ((TextPrompt("a" * 8_000_000), "prompt"), (conversation(user("é" * 4_000_000)), "messages")):
+        began = time.process_time()
+        with pytest.raises(ContextTooLong, match="tokens at least") as caught:
+            build_prompt(prompt, tokenizer, template_35, context=8192)
+        assert caught.value.param == param
+        assert time.process_time() - began < 2, "encoding takes longer"
+    fits = build_prompt(conversation(user("a" * 100)), tokenizer, template_35, context=8192)
+    assert fits.ids == build_prompt(conversation(user("a" * 100)), tokenizer, template_35).ids
 
 
 def test_without_a_template_there_is_no_chat(tokenizer):

@@ -53,6 +53,16 @@ def test_decoding_agrees_with_the_library(tokenizer, library, data):
     assert tokenizer.decode(ids, skip_special=True) == library.decode(ids, skip_special_tokens=True)
 
 
+@given(text=salted)
+def test_the_fewest_tokens_of_a_text_are_not_more_than_it_has(tokenizer, text):
+    assert tokenizer.fewest_tokens(text) <= min(len(tokenizer.encode_raw(text)), len(tokenizer.encode_plain(text)))
+
+
+def test_the_fewest_tokens_grow_with_the_text(tokenizer):
+    assert tokenizer.fewest_tokens("") == 0
+    assert tokenizer.fewest_tokens("a" * 100_000) > 1000
+
+
 def test_every_byte_has_a_token_of_its_own(tokenizer):
     assert {tokenizer.token_bytes(index) for index in range(tokenizer.vocab_size)} >= {bytes([b]) for b in range(256)}
 
