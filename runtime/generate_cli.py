@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def generate(
 ) -> None:
     """Answer one prompt on this machine, without a fleet.
 
-    Give one of --prompt, --chat and --ids. Text goes to stdout as it is drawn; with --json one object follows at the end.
+    Give one of --prompt, --chat and --ids. Text goes to stdout as it is drawn, reasoning to stderr; with --json one object follows at the end.
     """
     if (prompt is not None) + (chat is not None) + (ids_file is not None) != 1:
         raise click.UsageError("give one of --prompt, --chat and --ids")
@@ -124,14 +123,10 @@ def _prompt(text: str | None, chat: str | None, ids_file: Path | None) -> Prompt
 
 
 def _show(output: Output) -> None:
-    """Reasoning and tool calls stand between lines that name them; plain text as it is."""
-    for piece in _shown(output):
-        sys.stdout.write(piece)
-    sys.stdout.flush()
-
-
-def _shown(output: Output) -> Iterator[str]:
+    """The answer to stdout; reasoning to stderr, so that a pipe gets the answer alone."""
     for delta in output.deltas:
+        stream = sys.stderr if delta.kind is DeltaKind.REASONING else sys.stdout
         if delta.kind is DeltaKind.TOOL_CALL_START:
-            yield f"\n[calls {delta.name}] "
-        yield delta.text
+            stream.write(f"\n[calls {delta.name}] ")
+        stream.write(delta.text)
+        stream.flush()

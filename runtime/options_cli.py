@@ -45,7 +45,10 @@ _ENGINE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--kv-format", type=click.Choice(KV_FORMATS), help="Keys and values in the cache.  [default: auto]"),
     click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens of prompt and answer together."),
     click.option(
-        "--parallel", type=click.IntRange(min=1), metavar="N", help="Sequences decoded side by side.  [default: 16]"
+        "--parallel",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help=f"Sequences decoded side by side.  [default: {DEFAULT_PARALLEL}]",
     ),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of a step."),
     click.option("--memory", type=SizeType(), metavar="SIZE", help="Budget of everything, for example 4GiB."),

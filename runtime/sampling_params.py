@@ -72,7 +72,7 @@ def resolve_sampling(
     params = SamplingParams(
         temperature=_within("temperature", asked.temperature, defaults.temperature, 0.0, 100.0),
         top_p=_within("top_p", asked.top_p, defaults.top_p, 0.0, 1.0, above=True),
-        top_k=max(defaults.top_k if asked.top_k is None else asked.top_k, 0),  # -1 is widely used for "all"
+        top_k=_top_k(defaults.top_k if asked.top_k is None else asked.top_k),
         min_p=_within("min_p", asked.min_p, defaults.min_p, 0.0, 1.0),
         presence_penalty=_within(
             "presence_penalty", asked.presence_penalty, defaults.presence_penalty, -MAX_PENALTY, MAX_PENALTY
@@ -94,6 +94,12 @@ def resolve_sampling(
         if not abs(bias) <= MAX_LOGIT_BIAS:
             raise FieldInvalid("logit_bias", f"the bias of token id {token_id} is beyond {MAX_LOGIT_BIAS:g}")
     return params
+
+
+def _top_k(value: int) -> int:
+    if value < -1:
+        raise FieldInvalid("top_k", "must be at least 1, or 0 or -1 for all")
+    return max(value, 0)
 
 
 def _within(name: str, asked: float | None, default: float, low: float, high: float, *, above: bool = False) -> float:

@@ -300,6 +300,7 @@ def test_what_is_asked_for_counts() -> None:
         ("temperature", math.inf),
         ("top_p", 0.0),
         ("top_p", 1.1),
+        ("top_k", -2),
         ("min_p", -0.1),
         ("min_p", 1.5),
         ("presence_penalty", 2.1),
