@@ -27,6 +27,9 @@ from .registry import Registry
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """Largest message of the port: a frame of the link."""
 
+MAX_CALLS = 65_536
+"""Calls under way at a time, links of agents among them; gRPC answers RESOURCE_EXHAUSTED beyond it."""
+
 STOP_GRACE_S = 1.0
 """How long calls may go on after the server was told to stop."""
 
@@ -73,7 +76,7 @@ class GrpcServer:
 
     def __init__(self, services: Services, registry: Registry) -> None:
         self._registry = registry
-        self._server = aio.server(options=OPTIONS)
+        self._server = aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
         self._health = health.aio.HealthServicer()
         self._was_serving: bool | None = None
         link_pb2_grpc.add_AgentLinkServicer_to_server(services.link, self._server)

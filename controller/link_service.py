@@ -55,6 +55,7 @@ class LinkService(link_pb2_grpc.AgentLinkServicer):
         self.events: LinkEvents | None = None
         self._streams: dict[str, _Stream] = {}
         self._open: set[_Stream] = set()
+        self.is_closing = False
 
     def attach(self, events: LinkEvents) -> None:
         """Dispatch sends through this service and hears from it: neither can be built with the other."""
@@ -77,11 +78,16 @@ class LinkService(link_pb2_grpc.AgentLinkServicer):
             self._open.discard(stream)
 
     async def close(self) -> None:
-        """Say Goodbye to every agent; returns when their streams have ended, within about a second."""
-        for stream in list(self._open):
+        """Say Goodbye to every agent, also to those that come back meanwhile; returns when the streams of now have ended.
+
+        Raises TimeoutError when one has not within 3 x GOODBYE_TIMEOUT_S.
+        """
+        self.is_closing = True
+        streams = set(self._open)
+        for stream in streams:
             stream.handle(s.ShutDown())
         async with asyncio.timeout(3 * GOODBYE_TIMEOUT_S):
-            while self._open:  # noqa: ASYNC110 - the streams belong to gRPC's tasks, whose end nobody else tells us
+            while streams & self._open:  # noqa: ASYNC110 - the streams belong to gRPC's tasks, whose end nobody else tells us
                 await asyncio.sleep(0.01)
 
     # --- what streams report ---
@@ -139,6 +145,8 @@ class _Stream:
     async def run(self) -> None:
         """Returns when the stream is over."""
         self.handle(s.Opened())
+        if self._service.is_closing:
+            self.handle(s.ShutDown())
         try:
             async with asyncio.TaskGroup() as group:
                 writer = group.create_task(self._write(), name="link.write")

@@ -111,3 +111,12 @@ async def test_the_end_says_goodbye_to_every_agent() -> None:
             assert frames[-1].goodbye.code == "shutting_down" and frames[-1].goodbye.retry
         await closing
         assert all(node.link == "lost" for node in fleet.dispatcher.nodes())
+
+
+async def test_an_agent_that_comes_while_the_controller_ends_is_sent_away() -> None:
+    async with fake_fleet() as fleet:
+        await fleet.links.close()
+        late = fleet.dial("n1")
+        (frame,) = await late.until_end()
+        assert frame.goodbye.code == "shutting_down"
+        assert len(fleet.registry) == 0
