@@ -32,11 +32,11 @@ ALIGNMENT = 8
 _LENGTH = struct.Struct("<Q")
 _FOREIGN_MAGIC = (
     (b"PK\x03\x04", "a zip archive (pickled weights?); only safetensors are read"),
-    (b"\x80\x02", "a pickle; only safetensors are read"),
-    (b"\x80\x04", "a pickle; only safetensors are read"),
+    *((b"\x80" + bytes([protocol]), "a pickle; only safetensors are read") for protocol in range(2, 6)),
     (b"version https://git-lfs", "a Git LFS pointer, not the file it points to; fetch the weights"),
     (b"GGUF", "a GGUF file; only safetensors are read"),
 )
+_MAX_MAGIC_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +62,20 @@ def read_header(path: Path) -> SafetensorsHeader:
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
-            prefix = file.read(_LENGTH.size)
-            for magic, what in _FOREIGN_MAGIC:
-                if (prefix + file.read(32))[: len(magic)] == magic:
-                    raise CheckpointCorrupt(f"is {what}", file=path.name)
-                file.seek(len(prefix))
-            if len(prefix) < _LENGTH.size:
+            beginning = file.read(_MAX_MAGIC_BYTES)
+            if len(beginning) < _LENGTH.size:
                 raise CheckpointCorrupt(f"truncated: {file_bytes} bytes hold no header", file=path.name)
-            (length,) = _LENGTH.unpack(prefix)
-            if length > min(MAX_HEADER_BYTES, file_bytes - _LENGTH.size):
-                raise CheckpointCorrupt(f"header of {length} bytes in a file of {file_bytes}", file=path.name)
+            (length,) = _LENGTH.unpack(beginning[: _LENGTH.size])
+            # A header's length may begin with the bytes of another format's magic, so a good header is asked for first.
+            if length > min(MAX_HEADER_BYTES, file_bytes - _LENGTH.size) or beginning[_LENGTH.size : 9] not in (
+                b"{",
+                b"",
+            ):
+                for magic, what in _FOREIGN_MAGIC:
+                    if beginning.startswith(magic):
+                        raise CheckpointCorrupt(f"is {what}", file=path.name)
+                raise CheckpointCorrupt(f"no safetensors header of {length} bytes in a file of {file_bytes}", file=path.name)
+            file.seek(_LENGTH.size)
             header = file.read(length)
     except OSError as error:
         raise CheckpointCorrupt(f"cannot be read: {error.strerror}", file=path.name) from error

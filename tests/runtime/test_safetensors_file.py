@@ -47,6 +47,14 @@ def test_a_library_file_is_read(tmp_path):
         assert content[e.offset : e.offset + e.num_bytes] == arrays[name].tobytes()
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(length, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(file_bytes(json.dumps({"a": entry()}).encode().ljust(length), bytes(8)))
+    assert path.read_bytes()[0] == 0x80
+    assert set(read_header(path).tensors) == {"a"}
+
+
 BROKEN = {
     "empty": b"",
     "seven bytes": b"\0" * 7,
