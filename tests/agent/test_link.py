@@ -242,19 +242,19 @@ async def test_it_waits_for_a_controller_that_is_not_there_yet(engine_command: C
 async def test_a_silent_controller_is_left_when_its_lease_is_over(
     engine_command: Command, controller: FakeController, tmp_path: Path
 ) -> None:
-    controller.welcome = link_pb2.Welcome(protocol=1, heartbeat_interval_ms=50, lease_ms=200)
+    controller.welcome = link_pb2.Welcome(protocol=1, heartbeat_interval_ms=50, lease_ms=1000)
     async with agent(engine_command("serve"), tmp_path, controller.address):
-        peer = await ready_peer(controller)
+        peer = await controller.peer()
         peer.acknowledges = False
         await controller.peer(2)
-        assert peer.ended
+        await until(lambda: peer.ended)
 
 
 async def test_a_dead_connection_is_replaced(
     engine_command: Command, controller: FakeController, tmp_path: Path
 ) -> None:
     """Nobody ends it, nothing passes: only a new connection helps, and the old requests are not waited for."""
-    controller.welcome = link_pb2.Welcome(protocol=1, heartbeat_interval_ms=50, lease_ms=300)
+    controller.welcome = link_pb2.Welcome(protocol=1, heartbeat_interval_ms=50, lease_ms=1500)
     async with (
         tcp_proxy(controller.port) as proxy,
         agent(engine_command("serve"), tmp_path, f"127.0.0.1:{proxy.port}") as it,
