@@ -26,6 +26,10 @@ from .wire import ErrorInfo, Finish, FinishReason, Output, Request, Stats, Timin
 MAX_WAITING = 256
 """Choices that wait for a slot. The fleet's credits keep the queue short; this is for those who come without."""
 
+MAX_PREFILL_BESIDE_DECODE = 128
+"""Prompt tokens of a step in which others decode. On a CPU a prompt token costs nearly as much as a decoded one, so a full
+step's worth would stop every stream for as long as hundreds of tokens take."""
+
 Key = tuple[str, int]
 
 

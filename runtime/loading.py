@@ -11,7 +11,7 @@ from .block_manager import BlockManager
 from .cache import HybridCache
 from .chat_template import ChatTemplate
 from .config import EngineOptions, load_generation_defaults, load_model_config
-from .engine import MAX_WAITING, Engine
+from .engine import MAX_PREFILL_BESIDE_DECODE, MAX_WAITING, Engine
 from .intake import Intake
 from .model import HybridModel
 from .model_runner import ModelRunner
@@ -55,6 +55,7 @@ def load_engine(
     limits = SchedulerLimits(
         max_running=options.parallel,
         max_batched_tokens=plan.max_batched_tokens,
+        max_prefill_beside_decode=MAX_PREFILL_BESIDE_DECODE,
         max_waiting=MAX_WAITING,
         max_scored_tokens=MAX_SCORED_TOKENS,
     )

@@ -1,7 +1,7 @@
 """Which tokens of which sequences the next step computes. Pure: no tensor, no clock, no text.
 
 Continuous batching at the level of one step. In order: every sequence that decodes gets its one token; what is left of the
-token budget goes to sequences in prefill, oldest first, in chunks; then waiting ones are admitted, first come first served,
+token budget goes to sequences in prefill, oldest first, in chunks (small ones where others decode); then waiting ones are admitted, first come first served,
 while a slot and the blocks of all their known ids are free.
 
 Blocks run out only where a decoding sequence crosses into a new block. Then the youngest running sequence gives everything
@@ -28,13 +28,16 @@ class SchedulerLimits:
     """Sequences side by side: no more than there are state slots."""
     max_batched_tokens: int
     """Tokens a step computes. At least `max_running`, so that every sequence that decodes gets its token."""
+    max_prefill_beside_decode: int
+    """Prompt tokens of a step in which others decode: their next token waits for all of it."""
     max_waiting: int
     """Sequences that wait; beyond it `add` raises QueueFull."""
     max_scored_tokens: int
     """Prompt positions a step may score, for each costs a row of logits over the whole vocabulary."""
 
     def __post_init__(self) -> None:
-        if self.max_running < 1 or self.max_waiting < 1 or self.max_scored_tokens < 1:
+        smallest = min(self.max_running, self.max_prefill_beside_decode, self.max_waiting, self.max_scored_tokens)
+        if smallest < 1:
             raise ValueError(f"limits must be positive: {self}")
         if self.max_batched_tokens < self.max_running:
             raise ValueError(f"max_batched_tokens must not be smaller than max_running: {self}")
@@ -131,7 +134,10 @@ class Scheduler:
         """The next step. Empty only when there is no work."""
         preempted: list[Sequence] = []
         rows = self._decode_rows(preempted)
-        budget = _Budget(self.limits.max_batched_tokens - len(rows), self.limits.max_scored_tokens)
+        num_prefill_tokens = self.limits.max_batched_tokens - len(rows)
+        if rows:
+            num_prefill_tokens = min(num_prefill_tokens, self.limits.max_prefill_beside_decode)
+        budget = _Budget(num_prefill_tokens, self.limits.max_scored_tokens)
         for sequence in self._running:
             if not sequence.is_decoding:
                 budget.add_chunk(rows, sequence)

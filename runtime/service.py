@@ -41,6 +41,10 @@ LAST_WORDS_S = 0.5
 STATS_BUSY_S = 0.25
 STATS_IDLE_S = 1.0
 
+SWITCH_INTERVAL_S = 0.0005
+"""How long a busy thread keeps the interpreter's lock. A step gives it up at each of its hundreds of operations, and at the
+interpreter's own 5 ms a prompt being rendered would make a step take seconds."""
+
 EXIT_ENDED = 0
 EXIT_FAILED = 1
 EXIT_PROTOCOL = 2
@@ -221,6 +225,7 @@ def main() -> None:
     crash_report.install()
     # Ctrl-C in a terminal reaches every process; the end of stdin is what ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     status = Service(*claim_standard_streams()).run()
     sys.stderr.flush()
     # Without the interpreter's farewell: a thread may still be in the middle of something.

@@ -99,7 +99,13 @@ def test_whatever_happens_answers_are_whole_and_nothing_is_left_behind(
     tiny_intake: Intake, operations: list[Any], num_blocks: int, num_slots: int, budget: int
 ) -> None:
     blocks = BlockManager(num_blocks=num_blocks, num_slots=num_slots, block_tokens=BLOCK_TOKENS)
-    limits = SchedulerLimits(max_running=num_slots, max_batched_tokens=budget, max_waiting=100, max_scored_tokens=5)
+    limits = SchedulerLimits(
+        max_running=num_slots,
+        max_batched_tokens=budget,
+        max_prefill_beside_decode=7,
+        max_waiting=100,
+        max_scored_tokens=5,
+    )
     runner = ModelRunner(IntegerModel(num_blocks, num_slots), None, blocks, lambda: 0.0)  # type: ignore[arg-type]
     engine = Engine(
         replace(tiny_intake, max_model_len=MAX_LENGTH), Scheduler(limits, blocks), runner, clock=lambda: 0.0

@@ -14,10 +14,21 @@ from shoal.runtime.sequence import Sequence, SequenceStatus
 
 
 def make(
-    *, blocks: int = 64, slots: int = 4, block_tokens: int = 4, budget: int = 16, waiting: int = 100, scored: int = 5
+    *,
+    blocks: int = 64,
+    slots: int = 4,
+    block_tokens: int = 4,
+    budget: int = 16,
+    beside: int = 1000,
+    waiting: int = 100,
+    scored: int = 5,
 ) -> Scheduler:
     limits = SchedulerLimits(
-        max_running=slots, max_batched_tokens=budget, max_waiting=waiting, max_scored_tokens=scored
+        max_running=slots,
+        max_batched_tokens=budget,
+        max_prefill_beside_decode=beside,
+        max_waiting=waiting,
+        max_scored_tokens=scored,
     )
     return Scheduler(limits, BlockManager(num_blocks=blocks, num_slots=slots, block_tokens=block_tokens))
 
@@ -64,6 +75,18 @@ def test_decode_comes_first_and_prefill_takes_what_is_left() -> None:
     scheduler.add(sequence(2, 4, 1))
     assert shape(step(scheduler)) == [(0, 3, 1), (1, 0, 7)]
     assert shape(step(scheduler)) == [(0, 4, 1), (1, 7, 7)]
+
+
+def test_a_prompt_is_read_in_smaller_chunks_while_others_decode() -> None:
+    scheduler = make(budget=16, beside=5)
+    scheduler.add(sequence(0, 3, 4))
+    scheduler.add(sequence(1, 30, 1))
+    assert shape(step(scheduler)) == [(0, 0, 3), (1, 0, 13)]  # nobody decodes yet
+    assert shape(step(scheduler)) == [(0, 3, 1), (1, 13, 5)]
+    scheduler.add(sequence(2, 8, 1))
+    assert shape(step(scheduler)) == [(0, 4, 1), (1, 18, 5)]
+    assert shape(step(scheduler)) == [(0, 5, 1), (1, 23, 5)]
+    assert shape(step(scheduler)) == [(1, 28, 2), (2, 0, 8)]
 
 
 def test_one_step_takes_in_as_many_as_fit() -> None:
@@ -185,15 +208,20 @@ def test_ending_twice_does_nothing() -> None:
     assert scheduler.blocks.num_used_blocks == scheduler.blocks.num_used_slots == 0
 
 
-@pytest.mark.parametrize("field", ["max_running", "max_waiting", "max_scored_tokens", "max_batched_tokens"])
+@pytest.mark.parametrize(
+    "field", ["max_running", "max_waiting", "max_scored_tokens", "max_batched_tokens", "max_prefill_beside_decode"]
+)
 def test_limits_are_positive(field: str) -> None:
-    values = {"max_running": 2, "max_batched_tokens": 4, "max_waiting": 2, "max_scored_tokens": 2, field: 0}
+    values = {"max_running": 2, "max_batched_tokens": 4, "max_waiting": 2, "max_scored_tokens": 2}
+    values |= {"max_prefill_beside_decode": 2, field: 0}
     with pytest.raises(ValueError, match="max_"):
         SchedulerLimits(**values)
 
 
 def test_slots_bound_what_runs() -> None:
-    limits = SchedulerLimits(max_running=3, max_batched_tokens=8, max_waiting=1, max_scored_tokens=1)
+    limits = SchedulerLimits(
+        max_running=3, max_batched_tokens=8, max_prefill_beside_decode=8, max_waiting=1, max_scored_tokens=1
+    )
     with pytest.raises(ValueError, match="as many slots"):
         Scheduler(limits, BlockManager(num_blocks=4, num_slots=2, block_tokens=4))
 
@@ -230,9 +258,11 @@ def test_every_sequence_ends_with_the_answer_it_would_have_alone(
 class Steps(RuleBasedStateMachine):
     """Requests come and go at any moment between steps."""
 
-    @initialize(blocks=st.integers(6, 14), slots=st.integers(1, 4), budget=st.integers(4, 20))
-    def start(self, blocks: int, slots: int, budget: int) -> None:
-        self.scheduler = make(blocks=blocks, slots=slots, block_tokens=4, budget=budget, waiting=6)
+    @initialize(
+        blocks=st.integers(6, 14), slots=st.integers(1, 4), budget=st.integers(4, 20), beside=st.integers(1, 20)
+    )
+    def start(self, blocks: int, slots: int, budget: int, beside: int) -> None:
+        self.scheduler = make(blocks=blocks, slots=slots, block_tokens=4, budget=budget, beside=beside, waiting=6)
         self.alive: dict[int, Sequence] = {}
         self.next_id = 0
 
@@ -259,6 +289,8 @@ class Steps(RuleBasedStateMachine):
         plan = self.scheduler.schedule()
         assert bool(plan.rows) == bool(self.alive)
         assert plan.num_tokens <= limits.max_batched_tokens
+        num_decoded = sum(row.sequence.is_decoding for row in plan.rows)
+        assert not num_decoded or plan.num_tokens - num_decoded <= limits.max_prefill_beside_decode
         assert sum(len(row.scored_range) for row in plan.rows) <= limits.max_scored_tokens
         assert len({row.sequence.seq_id for row in plan.rows}) == len(plan.rows) <= limits.max_running
         decoding = {one.seq_id for one in self.alive.values() if one.is_decoding}

@@ -154,7 +154,9 @@ def test_a_step_that_raises_fails_its_requests_and_the_process_without_their_tex
         def execute(self, plan: StepPlan) -> StepResult:
             raise RuntimeError(f"CANARY: {plan.rows[0].sequence.token_ids}")
 
-    limits = SchedulerLimits(max_running=2, max_batched_tokens=8, max_waiting=8, max_scored_tokens=8)
+    limits = SchedulerLimits(
+        max_running=2, max_batched_tokens=8, max_prefill_beside_decode=7, max_waiting=8, max_scored_tokens=8
+    )
     scheduler = Scheduler(limits, BlockManager(num_blocks=64, num_slots=2, block_tokens=4))
     pipes = serve(lambda _: (Engine(replace(tiny_intake, max_model_len=99), scheduler, Raises()), READY))
     pipes.send(CONFIGURE, request("one", "CANARY", n=3))
@@ -242,7 +244,9 @@ def test_it_does_not_leave_before_its_time_nor_stay_beyond(serve: Callable[..., 
             may_go_on.wait(TIMEOUT_S)
             raise RuntimeError
 
-    limits = SchedulerLimits(max_running=2, max_batched_tokens=8, max_waiting=8, max_scored_tokens=8)
+    limits = SchedulerLimits(
+        max_running=2, max_batched_tokens=8, max_prefill_beside_decode=7, max_waiting=8, max_scored_tokens=8
+    )
     scheduler = Scheduler(limits, BlockManager(num_blocks=64, num_slots=2, block_tokens=4))
     pipes = serve(lambda _: (Engine(replace(tiny_intake, max_model_len=99), scheduler, Slow()), READY))
     pipes.send(CONFIGURE, request("stuck"))
