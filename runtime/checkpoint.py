@@ -23,7 +23,7 @@ from .errors import (
 from .json_file import MAX_CONFIG_BYTES, read_json_object
 from .model_config import ModelConfig
 from .safetensors_file import TensorEntry, read_header
-from .tensors import HEAD, PUBLISHED_PREFIX, expected_tensors
+from .tensors import HEAD, PUBLISHED_PREFIX, TensorSpec, expected_tensors
 
 INDEX_FILE = "model.safetensors.index.json"
 TEXT_ONLY_PREFIX = "model."
@@ -45,47 +45,67 @@ class TensorPlace:
 class Checkpoint:
     """The trunk's tensors by relative name (tensors.py), and how many others the files have, by kind."""
 
-    places: Mapping[str, TensorPlace]
+    places: Mapping[str, tuple[TensorPlace, ...]]
+    """The parts of each tensor in row-major order: one, but for experts that are stored one by one."""
     skipped: Mapping[str, int]
     files: tuple[Path, ...]
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the trunk in the files."""
-        return sum(place.entry.num_bytes for place in self.places.values())
+        return sum(place.entry.num_bytes for parts in self.places.values() for place in parts)
 
 
 def open_checkpoint(directory: Path, config: ModelConfig) -> Checkpoint:
     """Find, read and match all headers. Raises CheckpointCorrupt, TensorFault's children, Unsupported, ConfigInvalid."""
     found, files = find_tensors(directory)
-    expected = expected_tensors(config)
     prefix = PUBLISHED_PREFIX if any(name.startswith(PUBLISHED_PREFIX) for name in found) else TEXT_ONLY_PREFIX
-    places: dict[str, TensorPlace] = {}
-    for name, spec in expected.items():
+    places: dict[str, tuple[TensorPlace, ...]] = {}
+    for name, spec in expected_tensors(config).items():
         full = name if name == HEAD else f"{prefix}{name}"
-        place = found.pop(full, None)
-        if place is None:
-            raise TensorMissing(f"no file has it; its shape would be {list(spec.shape)}", tensor=full)
-        if place.entry.dtype not in WEIGHT_DTYPES:
-            raise TensorDtype(
-                f"is {place.entry.dtype}; weights are {', '.join(WEIGHT_DTYPES)}", file=place.path.name, tensor=full
-            )
-        if place.entry.shape != spec.shape:
-            raise TensorShape(
-                f"has shape {list(place.entry.shape)}, the config says {list(spec.shape)}",
-                file=place.path.name,
-                tensor=full,
-            )
-        places[name] = place
+        parts = expert_parts(full, spec) if full not in found else {}
+        if next(iter(parts), None) not in found:
+            parts = {full: spec}
+        places[name] = tuple(take_tensor(found, part, shape) for part, shape in parts.items())
+    return Checkpoint(places, count_skipped(found), files)
+
+
+def take_tensor(found: dict[str, TensorPlace], name: str, spec: TensorSpec) -> TensorPlace:
+    """Remove `name` from `found`, checked. Raises TensorMissing, TensorDtype, TensorShape."""
+    place = found.pop(name, None)
+    if place is None:
+        raise TensorMissing(f"no file has it; its shape would be {list(spec.shape)}", tensor=name)
+    if place.entry.dtype not in WEIGHT_DTYPES:
+        known = ", ".join(WEIGHT_DTYPES)
+        raise TensorDtype(f"is {place.entry.dtype}; weights are {known}", file=place.path.name, tensor=name)
+    if place.entry.shape != spec.shape:
+        difference = f"has shape {list(place.entry.shape)}, the config says {list(spec.shape)}"
+        raise TensorShape(difference, file=place.path.name, tensor=name)
+    return place
+
+
+def expert_parts(name: str, spec: TensorSpec) -> dict[str, TensorSpec]:
+    """How re-saved checkpoints store what is published as one tensor of all experts; empty for every other tensor."""
+    prefix, _, leaf = name.rpartition(".experts.")
+    matrices = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf, ())
+    if not matrices or len(spec.shape) != 3:
+        return {}
+    num_experts, rows, columns = spec.shape
+    shape = TensorSpec((rows // len(matrices), columns), spec.dtype)
+    return {f"{prefix}.experts.{e}.{matrix}.weight": shape for e in range(num_experts) for matrix in matrices}
+
+
+def count_skipped(left: Mapping[str, TensorPlace]) -> dict[str, int]:
+    """How many of the tensors that the trunk did not take are known, by kind. Raises UnexpectedTensor for another."""
     skipped: Counter[str] = Counter()
-    for name, place in found.items():
+    for name, place in left.items():
         kind = next((kind for start, kind in SKIPPED_PREFIXES.items() if name.startswith(start)), None)
         if kind is None and name == HEAD:  # the config ties the head: the embedding stands for it
             kind = "tied_head"
         if kind is None:
             raise UnexpectedTensor("the config has no place for it", file=place.path.name, tensor=name)
         skipped[kind] += 1
-    return Checkpoint(places, dict(skipped), files)
+    return dict(skipped)
 
 
 def find_tensors(directory: Path) -> tuple[dict[str, TensorPlace], tuple[Path, ...]]:

@@ -143,7 +143,10 @@ def with_token_ids(values: Mapping[str, Any], tokenizer: SynthTokenizer) -> dict
     for key, token in TOKEN_ID_KEYS.items():
         if key in content:
             content[key] = tokenizer.added.get(token)
-    content.setdefault("architectures", ["Qwen3_5ForCausalLM"])
+    kind = "Qwen3_5Moe" if "moe" in content["model_type"] else "Qwen3_5"
+    content.setdefault(
+        "architectures", [f"{kind}ForConditionalGeneration" if "text_config" in content else f"{kind}ForCausalLM"]
+    )
     return content
 
 

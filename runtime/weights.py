@@ -32,11 +32,12 @@ def load_weights(
     total, done = checkpoint.num_bytes, 0
     staging = torch.empty(PIECE_BYTES, dtype=torch.uint8)
     for name, spec in expected_tensors(config).items():
-        place = checkpoint.places[name]
         target = torch.empty(spec.shape, dtype=TORCH_DTYPES[dtype] if is_matrix(name, spec) else torch.float32)
-        fill_tensor(target, place, name, staging)
+        parts = checkpoint.places[name]
+        for part, share in zip(parts, target.view(len(parts), -1), strict=True):
+            fill_tensor(share, part, name, staging)
+            done += part.entry.num_bytes
         weights[name] = target
-        done += place.entry.num_bytes
         if progress is not None:
             progress(done, total)
     return weights
