@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from shoal.proto.v1 import generation_pb2, link_pb2
 
 from .errors import DeadlineExceeded, NoCapacity, NodeLost
-from .lookup import available, check_ids, resolve_model
+from .lookup import check_ids, require_served, resolve_model
 from .node_error import call_error
 from .registry import Registry
-from .router import Wanted, load
+from .router import MAX_CONSIDERED, Wanted, load
 
 CALL_TIMEOUT_S = 20.0
 """An engine answers between two steps; a long prefill chunk on a slow machine takes seconds."""
@@ -47,7 +48,8 @@ class Calls:
         Raises NotFound, Unavailable, BadRequest, NoCapacity, NodeLost, EngineFailed, DeadlineExceeded.
         """
         wanted = Wanted(resolve_model(self._registry, model))
-        nodes = available(self._registry, wanted)
+        require_served(self._registry, wanted)
+        nodes = list(islice(self._registry.ready(wanted.model), MAX_CONSIDERED))
         if call.HasField("detokenize"):
             _check(call.detokenize, min(entry.state.model.vocab_size for entry in nodes))
         if len(self._asked) >= MAX_CALLS:

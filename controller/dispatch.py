@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from shoal.proto.v1 import fleet_pb2, generation_pb2, inference_pb2, link_pb2
@@ -24,7 +24,7 @@ from .calls import Calls
 from .continuity import Broken, Continuity
 from .errors import BadRequest, ControllerError, DeadlineExceeded, EngineFailed, NoCapacity, NodeLost, Unavailable
 from .flight import Flight, flight_record, unplaced_record
-from .lookup import available, check_against_model, served_models, wanted_of
+from .lookup import check_against_model, require_served, served_models, wanted_of
 from .node_error import error_of
 from .node_view import node_message
 from .registry import Registry
@@ -92,8 +92,8 @@ class Dispatcher:
         try:
             if self._is_closing:
                 raise _shutting_down()
-            wanted = wanted_of(self._registry, request, options.node_id)
-            available(self._registry, wanted)
+            wanted = replace(wanted_of(self._registry, request, options.node_id), is_part=options.is_part)
+            require_served(self._registry, wanted)
             check_against_model(self._registry, wanted, request)
             if options.request_id in self._ids:
                 raise BadRequest("a request with this id is running", param="request_id", code="duplicate_request")
@@ -135,7 +135,7 @@ class Dispatcher:
     async def _place(self, wanted: Wanted, deadline: float | None) -> Choice:
         """A choice whose credits are spent. Raises NoCapacity, DeadlineExceeded."""
         while True:
-            choice = None if len(self._queue) else pick(wanted, self._registry.ready(wanted.model))
+            choice = None if len(self._queue) else pick(wanted, self._registry.free(wanted.model, wanted.node_id))
             if choice is not None:
                 self._registry.spend(choice.node, choice.credits)
             else:
@@ -179,7 +179,7 @@ class Dispatcher:
         """Place whoever waits, as far as credits reach. Called whenever credits or nodes may have come."""
         if not len(self._queue):
             return
-        for waiting, choice in self._queue.place(self._registry.ready):
+        for waiting, choice in self._queue.place(self._registry.free):
             self._registry.spend(choice.node, choice.credits)
             placed = self._placed.get(waiting)
             if placed is None or placed.done():
@@ -325,7 +325,7 @@ class Dispatcher:
             return
         end_word = "deadline" if isinstance(error, DeadlineExceeded) else "abort"
         total_s = self._now() - received_at
-        self._recorder.record(unplaced_record(request_id, wanted.model, wall, total_s, end_word))
+        self._recorder.record(unplaced_record(request_id, wanted, wall, total_s, end_word))
 
     def close(self) -> None:
         """The controller goes away: every stream gets its error, every waiter too, and nobody comes in."""

@@ -27,6 +27,8 @@ def wanted_of(registry: Registry, request: generation_pb2.GenerationRequest, nod
     model = resolve_model(registry, request.model, node_id)
     known_ids = len(request.prompt.ids.token_ids) if request.prompt.HasField("ids") else 0
     min_context = known_ids + max(0, request.max_tokens) if known_ids else 0
+    if not any(entry.state.model.max_model_len >= min_context for entry in registry.ready(model)):
+        min_context = 0  # none will do: the engine refuses with the exact numbers
     return Wanted(model, num_choices, node_id or None, min_context)
 
 
@@ -52,18 +54,17 @@ def resolve_model(registry: Registry, model: str, node_id: str | None = None) ->
     return names[0]
 
 
-def available(registry: Registry, wanted: Wanted) -> list[NodeEntry]:
-    """The nodes that serve it now. Raises Unavailable when there is none: a client learns so at once, and when to come back."""
-    nodes = [e for e in registry.ready(wanted.model) if wanted.node_id is None or e.id == wanted.node_id]
-    if not nodes:
+def require_served(registry: Registry, wanted: Wanted) -> None:
+    """Raises Unavailable when there is none: a client learns so at once, and when to come back."""
+    if not any(wanted.node_id is None or e.id == wanted.node_id for e in registry.ready(wanted.model)):
         where = f"node {wanted.node_id} does not serve" if wanted.node_id else "no node serves"
         raise Unavailable(f"{where} {wanted.model!r} at this moment", retry_after_s=RETRY_AFTER_S)
-    return nodes
 
 
 def check_against_model(registry: Registry, wanted: Wanted, request: generation_pb2.GenerationRequest) -> None:
     """Ids must be in the vocabulary of the model. Raises BadRequest that names the first which is not."""
-    vocab_size = min((e.state.model.vocab_size for e in registry.ready(wanted.model)), default=0)
+    first = next(iter(registry.ready(wanted.model)), None)  # nodes of one name have one vocabulary
+    vocab_size = first.state.model.vocab_size if first is not None else 0
     if not vocab_size:
         return  # the node does not say; its engine refuses what it must
     if request.prompt.HasField("ids"):

@@ -107,6 +107,8 @@ class Registry:
         self._max_nodes = max_nodes
         self._entries: dict[str, NodeEntry] = {}
         self._ready: dict[str, dict[str, NodeEntry]] = {}
+        # Those of `_ready` that have credits, by and large the one not chosen for longest first.
+        self._free: dict[str, dict[str, NodeEntry]] = {}
         # The longest lost first: a dictionary keeps the order in which they came.
         self._lost: dict[str, NodeEntry] = {}
         self._generations = 0
@@ -135,11 +137,19 @@ class Registry:
         """Nodes that serve the model now."""
         return self._ready.get(model, {}).values()
 
+    def free(self, model: str, node_id: str | None = None) -> Iterable[NodeEntry]:
+        """Nodes that serve the model now and have a credit; only `node_id` where one is pinned. Not to be kept: it changes."""
+        nodes = self._free.get(model, {})
+        if node_id is None:
+            return nodes.values()
+        return [nodes[node_id]] if node_id in nodes else []
+
     def ready_models(self) -> list[str]:
         """Names served now, by parameters, largest first, then by name."""
 
         def rank(name: str) -> tuple[int, str]:
-            return (-max(entry.state.model.num_parameters for entry in self._ready[name].values()), name)
+            one = next(iter(self._ready[name].values()))  # nodes of one name serve one model
+            return (-one.state.model.num_parameters, name)
 
         return sorted(self._ready, key=rank)
 
@@ -235,6 +245,7 @@ class Registry:
         self._turns += 1
         entry.picked_turn = self._turns
         entry.in_flight += credits
+        self._free.get(entry.model_name, {}).pop(entry.id, None)  # to stand at the end, if it comes back in at all
         self._touch(entry)
 
     def give_back(self, node_id: str, generation: int, credits: int) -> None:
@@ -263,13 +274,20 @@ class Registry:
         entry.version = self.version
         if entry.is_ready:
             self._ready.setdefault(entry.model_name, {})[entry.id] = entry
+            free = self._free.setdefault(entry.model_name, {})
+            if entry.credits:
+                free[entry.id] = entry
+            else:
+                free.pop(entry.id, None)
 
     def _unindex(self, entry: NodeEntry) -> None:
-        served = self._ready.get(entry.model_name)
-        if served is not None:
-            served.pop(entry.id, None)
-            if not served:
-                del self._ready[entry.model_name]
+        for index in (self._ready, self._free):
+            served = index.get(entry.model_name)
+            if served is not None:
+                served.pop(entry.id, None)
+        if not self._ready.get(entry.model_name):
+            self._ready.pop(entry.model_name, None)
+            self._free.pop(entry.model_name, None)
 
 
 def _copied(state: node_pb2.NodeState) -> node_pb2.NodeState:

@@ -1,7 +1,7 @@
 """Which node takes a request. Pure: the nodes in, a choice and its reasons out.
 
-In this order: capable (serves the model, the pinned node where one is pinned, its context holds the request where the length is
-known, a free credit) -> least predicted wait -> the node that was not chosen for longest.
+In this order: able (serves the model, the pinned node where one is pinned, its context holds the request where the length is
+known, a free credit for each choice) -> least predicted wait -> the node that was not chosen for longest.
 
 The predicted wait is the node's seconds a token times how full its slots would be. Waits within a factor of WAIT_STEP count as
 equal, so that noise in a measured speed does not send everything to one of two equal machines.
@@ -18,6 +18,9 @@ from .registry import NodeEntry
 WAIT_STEP = 1.3
 """Predicted waits whose ratio is below this are taken for equal (they share a step of a logarithmic scale)."""
 
+MAX_CONSIDERED = 16
+"""Nodes compared for one request."""
+
 DEFAULT_SECONDS_PER_TOKEN = 0.05
 """Taken for a fleet in which nothing has been measured yet; only ratios matter."""
 
@@ -30,6 +33,8 @@ class Wanted:
     num_choices: int = 1
     node_id: str | None = None
     min_context: int = 0
+    is_part: bool = False
+    """See `GenerateOptions.is_part`; carried along for the record at the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,50 +47,42 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-def capable(wanted: Wanted, ready: Iterable[NodeEntry]) -> list[NodeEntry]:
-    """Nodes that could take the request if they had a credit.
-
-    When no context is large enough all are returned: the engine refuses with the exact numbers.
-    """
-    serving = [
-        entry
-        for entry in ready
-        if entry.is_ready
+def can_serve(wanted: Wanted, entry: NodeEntry) -> bool:
+    """Whether the node could take the request if it had the credits."""
+    return (
+        entry.is_ready
         and entry.model_name == wanted.model
-        and entry.state.slots > 0
         and (wanted.node_id is None or entry.id == wanted.node_id)
-    ]
-    roomy = [entry for entry in serving if entry.state.model.max_model_len >= wanted.min_context]
-    return roomy or serving
+        and entry.state.model.max_model_len >= wanted.min_context
+    )
 
 
-def pick(wanted: Wanted, ready: Iterable[NodeEntry], taken: Set[str] = frozenset()) -> Choice | None:
-    """The best node with enough credits outside `taken` (nodes that an earlier request waits for); None when all are full."""
-    nodes = capable(wanted, ready)
+def pick(wanted: Wanted, free: Iterable[NodeEntry], taken: Set[str] = frozenset()) -> Choice | None:
+    """The best node with enough credits outside `taken` (nodes that an earlier request waits for); None when there is none.
+
+    `free` are nodes with credits, the one not chosen for longest first; only the first MAX_CONSIDERED that will do are compared,
+    so that a choice costs the same in a fleet of any size.
+    """
+    nodes: list[NodeEntry] = []
+    for entry in free:
+        if entry.id not in taken and can_serve(wanted, entry) and entry.credits >= credits_needed(wanted, entry):
+            nodes.append(entry)
+            if len(nodes) == MAX_CONSIDERED:
+                break
+    if not nodes:
+        return None
     measured = [entry.seconds_per_token for entry in nodes if entry.seconds_per_token is not None]
     # A node without a measure is tried as if it were average: it neither starves nor draws everything.
     unknown = sum(measured) / len(measured) if measured else DEFAULT_SECONDS_PER_TOKEN
-    best: tuple[tuple[int, int, str], NodeEntry, int, float] | None = None
-    num_free = 0
-    for entry in nodes:
-        credits = credits_needed(wanted, entry)
-        if entry.id in taken or entry.credits < credits:
-            continue
-        num_free += 1
-        wait_s = predicted_wait_s(entry, credits, unknown)
-        rank = (_step(wait_s), entry.picked_turn, entry.id)
-        if best is None or rank < best[0]:
-            best = (rank, entry, credits, wait_s)
-    if best is None:
-        return None
-    _, entry, credits, wait_s = best
+    waits = [predicted_wait_s(entry, credits_needed(wanted, entry), unknown) for entry in nodes]
+    best = min(range(len(nodes)), key=lambda i: (_step(waits[i]), nodes[i].picked_turn, nodes[i].id))
+    entry, wait_s = nodes[best], waits[best]
     reasons = (
-        f"{len(nodes)} node(s) can serve {wanted.model}" + (" and the node was pinned" if wanted.node_id else ""),
-        f"{num_free} of them with {credits} free credit(s) or more",
+        "the node was pinned" if wanted.node_id else f"{len(nodes)} node(s) that serve {wanted.model} had the credits",
         f"least predicted wait, {wait_s:.4f} s a token at load {load(entry)} of {entry.state.slots} slots",
         "among equals the one not chosen for longest",
     )
-    return Choice(entry, credits, wait_s, reasons)
+    return Choice(entry, credits_needed(wanted, entry), wait_s, reasons)
 
 
 def credits_needed(wanted: Wanted, entry: NodeEntry) -> int:

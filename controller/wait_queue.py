@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from .registry import NodeEntry
-from .router import Choice, Wanted, capable, pick
+from .router import Choice, Wanted, can_serve, pick
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,20 +50,22 @@ class WaitQueue:
         """Gone, placed or not. Safe to call twice."""
         self._waiting.pop(waiting.number, None)
 
-    def place(self, ready: Callable[[str], Iterable[NodeEntry]]) -> Iterator[tuple[Waiting, Choice]]:
-        """Everyone who can be placed now, in order; they have left the queue when they are yielded."""
+    def place(self, free: Callable[[str, str | None], Iterable[NodeEntry]]) -> Iterator[tuple[Waiting, Choice]]:
+        """Everyone who can be placed now, in order; they have left the queue when they are yielded.
+
+        `free` gives the nodes with credits by model and pinned node, as `Registry.free` does.
+        """
         taken: set[str] = set()
         full: set[str] = set()  # models in which nobody behind can be placed
         for waiting in list(self._waiting.values()):
             wanted = waiting.wanted
             if wanted.model in full:
                 continue
-            nodes = list(ready(wanted.model))
-            choice = pick(wanted, nodes, taken)
+            choice = pick(wanted, free(wanted.model, wanted.node_id), taken)
             if choice is not None:
                 self.leave(waiting)
                 yield waiting, choice
                 continue
-            taken.update(entry.id for entry in capable(wanted, nodes))
-            if not any(entry.credits and entry.id not in taken for entry in nodes):
+            taken.update(entry.id for entry in free(wanted.model, wanted.node_id) if can_serve(wanted, entry))
+            if all(entry.id in taken for entry in free(wanted.model, None)):
                 full.add(wanted.model)

@@ -308,3 +308,16 @@ async def test_calls_are_answered_refused_or_lost() -> None:
         agent.call.cancel()
         with pytest.raises(NodeLost):
             await asking_back
+
+
+async def test_a_prompt_goes_where_its_context_fits_or_to_the_engine_that_says_it_does_not() -> None:
+    async with fake_fleet() as fleet:
+        short = await fleet.agent("a", ready_state(max_model_len=8))
+        long = await fleet.agent("b", ready_state(max_model_len=64))
+        for number in (1, 2):
+            await start(fleet, long, f"r{number}", max_tokens=30)
+        waiting = asyncio.ensure_future(fleet.dispatcher.generate(ids_request(max_tokens=30), GenerateOptions("r3")))
+        await eventually("one to wait for the long context", lambda: fleet.dispatcher.num_waiting == 1)
+        await start(fleet, short, "r4", max_tokens=4)
+        await start(fleet, short, "r5", max_tokens=1000)
+        waiting.cancel()

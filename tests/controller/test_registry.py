@@ -138,5 +138,7 @@ def test_the_index_and_the_credits_agree_with_the_nodes_whatever_happens(steps: 
         version = registry.version
         indexed = {(name, e.id) for name in registry.ready_models() for e in registry.ready(name)}
         assert indexed == {(e.model_name, e.id) for e in registry if e.is_ready}
+        free = {e.id for name in registry.ready_models() for e in registry.free(name)}
+        assert free == {e.id for e in registry if e.credits}
         assert all(e.in_flight >= 0 and e.credits >= 0 and (e.is_ready or not e.credits) for e in registry)
         assert all(registry.get(e.id) is e for name in registry.ready_models() for e in registry.ready(name))

@@ -27,7 +27,7 @@ def node(registry: Registry, node_id: str) -> NodeEntry:
 
 
 def picked(registry: Registry, wanted: Wanted | None = None) -> str | None:
-    choice = pick(wanted or Wanted("tiny"), registry.ready("tiny"))
+    choice = pick(wanted or Wanted("tiny"), registry.free("tiny"))
     if choice is None:
         return None
     registry.spend(choice.node, choice.credits)
@@ -88,22 +88,21 @@ def test_context_is_heeded_where_some_node_has_it() -> None:
     registry.register("long", ready_state(slots=2, max_model_len=4096), 0.0)
     wanted = Wanted("tiny", min_context=1000)
     assert [picked(registry, wanted) for _ in range(3)] == ["long", "long", None]
-    assert picked(registry, Wanted("tiny", min_context=10_000)) == "a"  # the engine says by how much it is too long
 
 
 def test_choices_need_a_credit_each_but_no_more_than_there_are_slots() -> None:
     registry = fleet(a=3)
-    choice = pick(Wanted("tiny", num_choices=5), registry.ready("tiny"))
+    choice = pick(Wanted("tiny", num_choices=5), registry.free("tiny"))
     assert choice is not None and choice.credits == 3
     registry.spend(node(registry, "a"), 2)
-    assert pick(Wanted("tiny", num_choices=2), registry.ready("tiny")) is None
-    assert pick(Wanted("tiny", num_choices=1), registry.ready("tiny")) is not None
+    assert pick(Wanted("tiny", num_choices=2), registry.free("tiny")) is None
+    assert pick(Wanted("tiny", num_choices=1), registry.free("tiny")) is not None
 
 
 def test_the_reasons_name_numbers() -> None:
-    choice = pick(Wanted("tiny"), fleet(a=4, b=4).ready("tiny"))
+    choice = pick(Wanted("tiny"), fleet(a=4, b=4).free("tiny"))
     assert choice is not None
-    assert choice.reasons[0].startswith("2 node(s) can serve tiny") and choice.reasons[1].startswith("2 of them")
+    assert choice.reasons[0] == "2 node(s) that serve tiny had the credits" and "load 0 of 4" in choice.reasons[1]
 
 
 @given(
@@ -118,9 +117,15 @@ def test_a_choice_never_overspends_and_is_missing_only_when_all_are_full(
         entry = registry.register(f"n{number}", ready_state(slots=slots), 0.0).entry
         registry.spend(entry, min(spent, slots))
         registry.count_request(entry.id, speed * 10, 10)
-    choice = pick(Wanted("tiny", num_choices), registry.ready("tiny"))
+    choice = pick(Wanted("tiny", num_choices), registry.free("tiny"))
     enough = [e for e in registry if e.credits >= min(num_choices, e.state.slots)]
     assert (choice is None) == (not enough)
     if choice is not None:
         assert choice.credits <= choice.node.credits and choice.node in enough
-        assert choice == pick(Wanted("tiny", num_choices), registry.ready("tiny"))
+        assert choice == pick(Wanted("tiny", num_choices), registry.free("tiny"))
+
+
+def test_in_a_large_fleet_the_first_free_nodes_are_compared_and_all_get_their_turn() -> None:
+    registry = fleet(**{f"n{number:04}": 1 for number in range(1000)})
+    assert len({picked(registry) for _ in range(1000)}) == 1000
+    assert picked(registry) is None

@@ -12,7 +12,7 @@ from shoal.controller.wait_queue import QueueFull, WaitQueue
 
 def placed(queue: WaitQueue, registry: Registry) -> list[int]:
     numbers = []
-    for waiting, choice in queue.place(registry.ready):
+    for waiting, choice in queue.place(registry.free):
         registry.spend(choice.node, choice.credits)
         numbers.append(waiting.number)
     return numbers
