@@ -38,6 +38,8 @@ class GenerateOptions:
     """Pins a node; unknown ids raise NotFound with code `node_not_found`."""
     timeout_s: float | None = None
     """The client's remaining deadline, in seconds."""
+    is_part: bool = False
+    """A later prompt of a request whose first prompt stands for all: its tokens count, the request does not count again."""
 
 
 class Backend(Protocol):

@@ -68,14 +68,15 @@ def flight_record(flight: Flight, word: str, error: ControllerError | None, now:
         prefill_s=timings.prefill_s if timings is not None else None,
         ttft_s=None if flight.first_id_at is None else flight.first_id_at - flight.received_at,
         decode_s=timings.decode_s if timings is not None else None,
+        is_part=flight.wanted.is_part,
     )
 
 
-def unplaced_record(request_id: str, model: str, received_at: float, total_s: float, word: str) -> RequestRecord:
+def unplaced_record(request_id: str, wanted: Wanted, received_at: float, total_s: float, word: str) -> RequestRecord:
     """The same for a request that ended in the queue: its client left, or its deadline passed."""
     return RequestRecord(
         id=request_id,
-        model=model,
+        model=wanted.model,
         node=CONTROLLER_NODE_ID,
         attempts=0,
         finish_reason=word,
@@ -86,4 +87,5 @@ def unplaced_record(request_id: str, model: str, received_at: float, total_s: fl
         received_at=received_at,
         total_s=total_s,
         queue_s=total_s,
+        is_part=wanted.is_part,
     )

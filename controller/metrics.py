@@ -67,9 +67,11 @@ class Metrics:
     def record(self, record: RequestRecord) -> None:
         """See `Recorder.record`."""
         model = _bounded(record.model, self._models, MAX_MODEL_LABELS)
-        self._requests.labels(model, record.node, record.finish_reason).inc()
         self._prompt_tokens.labels(model, record.node).inc(record.prompt_tokens)
         self._generation_tokens.labels(model, record.node).inc(record.completion_tokens)
+        if record.is_part:
+            return
+        self._requests.labels(model, record.node, record.finish_reason).inc()
         for metric, value in (
             (self._ttft, record.ttft_s),
             (self._e2e, record.total_s),

@@ -79,7 +79,8 @@ class FanIn:
         try:
             options = self._options
             if index:
-                options = GenerateOptions(f"{options.request_id}-{index}", self._node_id.result(), options.timeout_s)
+                part_id = f"{options.request_id}-{index}"
+                options = GenerateOptions(part_id, self._node_id.result(), options.timeout_s, is_part=True)
             stream = await self._backend.generate(self._requests[index], options)
             if not self._node_id.done():
                 self._node_id.set_result(stream.node_id)

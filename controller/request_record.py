@@ -43,6 +43,8 @@ class RequestRecord:
     ttft_s: float | None = None
     """As the controller saw it, from arrival to the first output with an id."""
     decode_s: float | None = None
+    is_part: bool = False
+    """A later prompt of a request that its first prompt's record stands for: only its tokens are counted."""
 
 
 class Recorder(Protocol):

@@ -57,6 +57,7 @@ requests_table = sa.Table(
     sa.Column("prefill_s", sa.Float),
     sa.Column("ttft_s", sa.Float),
     sa.Column("decode_s", sa.Float),
+    sa.Column("is_part", sa.Boolean, nullable=False),
 )
 
 

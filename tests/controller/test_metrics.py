@@ -147,3 +147,14 @@ def test_ten_thousand_nodes_make_a_valid_page() -> None:
     found = samples(page.encode(), OPENMETRICS)
     assert sum(value for (name, _), value in found.items() if name == "shoal_requests_running") == 10_000
     assert sum(name == "shoal_engine_step_seconds_count" for name, _ in found) == 20
+
+
+async def test_a_part_of_a_request_counts_its_tokens_and_no_request(registry: Registry) -> None:
+    metrics = Metrics(registry, lambda: 0, "0.1.0")
+    metrics.record(record())
+    metrics.record(record(id="r-1", is_part=True))
+    found = samples(*metrics.render(""))
+    labels = (("model", "tiny"), ("node", "n1"))
+    assert found["shoal_requests_total", (("finish_reason", "stop"), *labels)] == 1
+    assert found["shoal_generation_tokens_total", labels] == 8
+    assert found["shoal_e2e_request_latency_seconds_count", (("model", "tiny"),)] == 1

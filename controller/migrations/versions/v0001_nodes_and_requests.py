@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("prefill_s", sa.Float),
         sa.Column("ttft_s", sa.Float),
         sa.Column("decode_s", sa.Float),
+        sa.Column("is_part", sa.Boolean, nullable=False),
     )
     op.create_index("requests_by_time", "requests", ["received_at"])
 
