@@ -11,7 +11,6 @@ import numpy as np
 from .intake import PreparedRequest
 from .logit_processors import LogitProcessor, Row, processors_for
 from .logprobs import TokenBytes, first_logprob, log_softmax, token_logprob
-from .parser import AnswerParser
 from .philox import uniform
 from .refusals import OutputNotFinite
 from .sampler import NotFinite, sample
@@ -48,7 +47,7 @@ class Answer:
             scores_prompt=choice == 0 and request.prompt_logprobs is not None,
         )
         self._token_bytes = token_bytes
-        self._parser: AnswerParser = request.make_parser(choice)
+        self._parser = request.parsers[choice]
         self._processors: list[LogitProcessor] = processors_for(
             request.params,
             vocab_size=vocab_size,
@@ -57,6 +56,7 @@ class Answer:
             min_tokens=request.min_tokens,
         )
         self._generated: list[int] = []
+        self._num_reported_tokens = 0
         self._drawn_logprob: TokenLogprob | None = None
         self._prompt_logprobs: list[TokenLogprob] = []
         self.num_prefilled_tokens = 0
@@ -120,6 +120,7 @@ class Answer:
             self._take(output, drawn, now)
         elif self.sequence.is_exhausted:  # max_tokens was 0
             output.finish = self._finish(FinishReason.LENGTH, now)
+        self._num_reported_tokens = len(self._generated)  # not where something above failed
         return output
 
     def end(self, reason: FinishReason, now: float, error: ErrorInfo | None = None) -> Output:
@@ -139,7 +140,7 @@ class Answer:
             request_id=self.request.request_id,
             attempt=self.request.attempt,
             choice=self.choice,
-            first_index=len(self._generated),
+            first_index=self._num_reported_tokens,
         )
 
     def _take(self, output: Output, token_id: int, now: float) -> None:

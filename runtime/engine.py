@@ -11,13 +11,15 @@ of `wire.Output`; text is never part of an exception or a log line.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
+from . import crash_report
 from .answer import Answer
 from .errors import RuntimeFault
 from .intake import Intake, PreparedRequest
-from .refusals import DuplicateRequest, QueueFull, error_info
+from .refusals import AnswerFailed, DuplicateRequest, QueueFull, error_info
 from .scheduler import Scheduler, StepPlan
 from .stats import EngineCounters, stats_frame
 from .step_result import StepResult
@@ -76,19 +78,21 @@ class Engine:
             raise DuplicateRequest("a request of this id and attempt runs already")
         if not self._scheduler.has_room(request.num_choices):
             raise QueueFull(f"{self._scheduler.num_waiting} choices wait already, of {MAX_WAITING} at most")
-        seq_ids = self._seq_ids[request.key] = set()
-        for choice in range(request.num_choices):
-            answer = Answer(
+        answers = [
+            Answer(
                 request,
                 choice,
-                self._num_sequences,
+                self._num_sequences + choice,
                 vocab_size=self.intake.tokenizer.vocab_size,
                 token_bytes=self.intake.tokenizer.token_bytes,
             )
-            self._num_sequences += 1
-            self._scheduler.add(answer.sequence)
+            for choice in range(request.num_choices)
+        ]
+        self._num_sequences += len(answers)
+        self._seq_ids[request.key] = {answer.sequence.seq_id for answer in answers}
+        for answer in answers:
             self._answers[answer.sequence.seq_id] = answer
-            seq_ids.add(answer.sequence.seq_id)
+            self._scheduler.add(answer.sequence)
 
     def abort(self, key: Key) -> list[Output]:
         """Free its blocks and slots now. One last output for each choice that was open; none for an unknown id."""
@@ -128,12 +132,10 @@ class Engine:
         faults: dict[Key, RuntimeFault] = {}
         for row, logits in zip(plan.rows, result.rows, strict=True):
             answer = self._answers[row.sequence.seq_id]
-            try:
+            with _failing_alone(answer, faults):
                 answer.score_prompt(row, logits)
                 if logits.last is not None:
                     drawn[row.sequence.seq_id] = answer.draw(logits.last)
-            except RuntimeFault as fault:
-                faults[answer.request.key] = fault
         return drawn, faults
 
     def _report(
@@ -147,7 +149,9 @@ class Engine:
             seq_id = row.sequence.seq_id
             gap_s = answer.seconds_since_last_token(now)
             num_prefilled_tokens = answer.num_prefilled_tokens
-            output = answer.report(row, drawn.get(seq_id), now)
+            output: Output | None = None
+            with _failing_alone(answer, faults):
+                output = answer.report(row, drawn.get(seq_id), now)
             self._counters.prompt_tokens += answer.num_prefilled_tokens - num_prefilled_tokens
             if output is None:
                 continue
@@ -186,6 +190,18 @@ class Engine:
         self._seq_ids[key].discard(seq_id)
         if not self._seq_ids[key]:
             del self._seq_ids[key]
+
+
+@contextmanager
+def _failing_alone(answer: Answer, faults: dict[Key, RuntimeFault]) -> Iterator[None]:
+    """What goes wrong with one answer's ids or text ends that request, and no other."""
+    try:
+        yield
+    except RuntimeFault as fault:
+        faults[answer.request.key] = fault
+    except Exception as error:
+        crash_report.write("an answer failed", error)
+        faults[answer.request.key] = AnswerFailed("the answer could not be read")
 
 
 def refusal(request_id: str, attempt: int, fault: RuntimeFault) -> Output:

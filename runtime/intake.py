@@ -53,8 +53,8 @@ class PreparedRequest:
     prompt_logprobs: int | None
     arrived_at: float
     deadline_at: float | None
-    make_parser: Callable[[int], AnswerParser]
-    """A fresh parser for choice i."""
+    parsers: Sequence[AnswerParser]
+    """A fresh one for each choice."""
 
     @property
     def key(self) -> tuple[str, int]:
@@ -100,18 +100,6 @@ class Intake:
             draw_seed=lambda: secrets.randbits(SEED_BITS),
         )
 
-        def make_parser(choice: int) -> AnswerParser:
-            return AnswerParser(
-                self.tokenizer,
-                mode="chat" if built.is_chat else "raw",
-                starts_in_reasoning=built.starts_in_reasoning,
-                tools=built.tools,
-                stop=request.stop,
-                stop_ids=sorted(stop_ids),
-                min_tokens=request.min_tokens,
-                call_id_seed=f"{request.request_id}/{choice}",
-            )
-
         return PreparedRequest(
             request_id=request.request_id,
             attempt=request.attempt,
@@ -127,7 +115,19 @@ class Intake:
             prompt_logprobs=request.prompt_logprobs,
             arrived_at=arrived_at,
             deadline_at=None if request.deadline_ms is None else arrived_at + request.deadline_ms / 1000,
-            make_parser=make_parser,
+            parsers=[self._parser(request, built, stop_ids, choice) for choice in range(request.n)],
+        )
+
+    def _parser(self, request: Request, built: BuiltPrompt, stop_ids: frozenset[int], choice: int) -> AnswerParser:
+        return AnswerParser(
+            self.tokenizer,
+            mode="chat" if built.is_chat else "raw",
+            starts_in_reasoning=built.starts_in_reasoning,
+            tools=built.tools,
+            stop=request.stop,
+            stop_ids=sorted(stop_ids),
+            min_tokens=request.min_tokens,
+            call_id_seed=f"{request.request_id}/{choice}",
         )
 
     def _max_new_tokens(self, request: Request, num_prompt_tokens: int, prompt_param: str) -> int:

@@ -12,19 +12,13 @@ from .frame_pipe import Outbox
 from .intake import MAX_CHOICES, Intake, PreparedRequest
 from .mailbox import Mailbox
 from .open_requests import OpenRequests
-from .refusals import QueueFull, error_info
+from .refusals import AnswerFailed, QueueFull, error_info
 
 MAX_CALLS = 256
 """Tokenize and detokenize calls that wait."""
 
 Call = wire.TokenizeCall | wire.DetokenizeCall
 Work = PreparedRequest | wire.Abort
-
-
-class PromptFailed(RuntimeFault):
-    """A bug of ours, met by this prompt. Its report is in the log, without the prompt."""
-
-    code = "internal_error"
 
 
 class IntakeThread:
@@ -88,7 +82,7 @@ class IntakeThread:
         except Exception as error:
             crash_report.write("a prompt failed", error)
             self._requests.close(key)
-            self._refuse(request, PromptFailed("the prompt could not be read"))
+            self._refuse(request, AnswerFailed("the prompt could not be read"))
         else:
             self._work.put(prepared)
 
@@ -99,7 +93,7 @@ class IntakeThread:
             result = wire.CallResult(call_id=call.call_id, error=error_info(fault))
         except Exception as error:
             crash_report.write("a call failed", error)
-            info = error_info(PromptFailed("the call could not be answered"))
+            info = error_info(AnswerFailed("the call could not be answered"))
             result = wire.CallResult(call_id=call.call_id, error=info)
         with self._calls_lock:
             self._num_calls -= 1

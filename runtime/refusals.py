@@ -6,6 +6,7 @@
     RuntimeFault
       QueueFull              too many wait (retryable)
       OutputNotFinite        the model's output for this request overflowed
+      AnswerFailed           a bug of ours, met by this request
 
 The messages speak of fields and numbers, never of the text in them.
 """
@@ -40,6 +41,12 @@ class QueueFull(RuntimeFault):
 
 class OutputNotFinite(RuntimeFault):
     """NaN or infinity where the next id was to be drawn. Other requests are not concerned."""
+
+    code = "internal_error"
+
+
+class AnswerFailed(RuntimeFault):
+    """Its report is in the log, without the prompt and the answer. Other requests are not concerned."""
 
     code = "internal_error"
 

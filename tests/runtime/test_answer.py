@@ -237,6 +237,31 @@ def test_a_row_that_is_not_finite_fails_its_request_alone(loaded: LoadedEngine) 
     assert not engine.has_work
 
 
+def test_an_answer_that_breaks_us_fails_alone_and_its_text_stays_out_of_the_log(
+    loaded: LoadedEngine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Breaks:
+        saw_tool_call = False
+        stop_hit = None
+
+        def push(self, ids: object) -> list[object]:
+            raise ValueError(f"CANARY {ids}")
+
+        def finish(self) -> list[object]:
+            return []
+
+    engine = scripted(loaded.engine.intake, [97])
+    prepared = engine.intake.prepare(ask("bad", "bad", n=2), 0.0)
+    engine.add(replace(prepared, parsers=[prepared.parsers[0], Breaks()]))
+    answers = run(engine, ask("fine", "fine", max_tokens=3))
+    assert answers["fine", 0].ids == [97] * 3
+    for choice in (0, 1):
+        assert answers["bad", choice].reason is FinishReason.ERROR
+    log = capfd.readouterr().err
+    assert "builtins.ValueError" in log
+    assert "CANARY" not in log
+
+
 def test_when_the_engine_cannot_go_on_everything_open_ends_with_the_error(loaded: LoadedEngine) -> None:
     engine = scripted(loaded.engine.intake, [97])
     for index in range(6):
