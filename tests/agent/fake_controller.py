@@ -57,7 +57,7 @@ class FakeController(link_pb2_grpc.AgentLinkServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         self.peers: list[Peer] = []
         self.welcome: link_pb2.Welcome | None = link_pb2.Welcome(
-            protocol=1, heartbeat_interval_ms=50, lease_ms=2000, controller_version="test"
+            protocol=1, heartbeat_interval_ms=50, lease_ms=20000, controller_version="test"
         )
         self.goodbye: link_pb2.Goodbye | None = None
         self.port = 0
