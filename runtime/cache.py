@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import AllocationFailed
 from .model_config import ModelConfig
 from .plan import MemoryPlan
 
@@ -37,7 +38,10 @@ class HybridCache:
     def allocate(
         cls, config: ModelConfig, plan: MemoryPlan, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> HybridCache:
-        """All pools of the plan, zeroed. `dtype` is that of the activations (default: the plan's); KV follow the plan's format."""
+        """All pools of the plan, zeroed. `dtype` is that of the activations (default: the plan's); KV follow the plan's format.
+
+        Raises AllocationFailed.
+        """
         activations = TORCH_DTYPES[plan.dtype] if dtype is None else dtype
         paged = (plan.num_blocks, plan.block_tokens, config.num_key_value_heads, config.head_dim)
         state = (
@@ -48,11 +52,21 @@ class HybridCache:
         )
         column = (plan.num_slots, config.conv_dim, config.linear_conv_kernel_dim - 1)
         kv = TORCH_DTYPES[plan.kv_format]
+
+        def pool(layers: tuple[int, ...], shape: tuple[int, ...], of: torch.dtype) -> dict[int, Tensor]:
+            return {i: torch.zeros(shape, dtype=of, device=device) for i in layers}
+
+        try:
+            keys, values = (pool(config.attention_layers, paged, kv) for _ in range(2))
+            states = pool(config.linear_layers, state, torch.float32)
+            columns = pool(config.linear_layers, column, activations)
+        except RuntimeError as error:  # what torch raises where memory is refused
+            raise AllocationFailed(f"no memory for the cache of {plan.kv + plan.state + plan.conv:,} bytes") from error
         return cls(
-            keys={i: torch.zeros(paged, dtype=kv, device=device) for i in config.attention_layers},
-            values={i: torch.zeros(paged, dtype=kv, device=device) for i in config.attention_layers},
-            states={i: torch.zeros(state, dtype=torch.float32, device=device) for i in config.linear_layers},
-            columns={i: torch.zeros(column, dtype=activations, device=device) for i in config.linear_layers},
+            keys=keys,
+            values=values,
+            states=states,
+            columns=columns,
             num_blocks=plan.num_blocks,
             block_tokens=plan.block_tokens,
             num_slots=plan.num_slots,

@@ -10,6 +10,7 @@ RuntimeFault
     ├── ConfigInvalid          config.json (or a file beside it) is not there, is not JSON or contradicts itself
     ├── Unsupported            understood, and not served by this build
     ├── DoesNotFit             the plan needs more memory than the budget has
+    ├── AllocationFailed       the machine did not give what the plan needs
     ├── CheckpointCorrupt      a weight file is truncated, overlapping, pickled or otherwise not what it says
     └── TensorFault            one tensor is wrong
         ├── TensorMissing      the model needs it, no file has it
@@ -106,6 +107,13 @@ class DoesNotFit(ModelLoadError):
         super().__init__(f"needs {needed:,} bytes at least and the budget is {available:,} bytes")
         self.needed = needed
         self.available = available
+
+
+class AllocationFailed(ModelLoadError):
+    """The operating system refused memory while weights or cache were allocated; another process may give some back."""
+
+    code = "allocation_failed"
+    retryable = True
 
 
 class CheckpointCorrupt(ModelLoadError):

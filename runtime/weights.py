@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .cache import TORCH_DTYPES
 from .checkpoint import Checkpoint, TensorPlace
-from .errors import CheckpointCorrupt, TensorNotFinite
+from .errors import AllocationFailed, CheckpointCorrupt, TensorNotFinite
 from .model_config import ModelConfig
 from .plan import is_matrix
 from .safetensors_file import ITEM_BYTES
-from .tensors import expected_tensors
+from .tensors import TensorSpec, expected_tensors
 
 PIECE_BYTES = 16 * 1024 * 1024
 """Bytes read at once: what loading needs beside the weights themselves."""
@@ -27,12 +27,14 @@ Progress = Callable[[int, int], None]
 def load_weights(
     checkpoint: Checkpoint, config: ModelConfig, dtype: str, progress: Progress | None = None
 ) -> dict[str, Tensor]:
-    """Every trunk tensor by relative name: matrices in `dtype`, the rest in f32. Raises CheckpointCorrupt, TensorNotFinite."""
+    """Every trunk tensor by relative name: matrices in `dtype`, the rest in f32. Raises CheckpointCorrupt, TensorNotFinite,
+    AllocationFailed.
+    """
     weights: dict[str, Tensor] = {}
     total, done = checkpoint.num_bytes, 0
     staging = torch.empty(PIECE_BYTES, dtype=torch.uint8)
     for name, spec in expected_tensors(config).items():
-        target = torch.empty(spec.shape, dtype=TORCH_DTYPES[dtype] if is_matrix(name, spec) else torch.float32)
+        target = allocate_tensor(name, spec, TORCH_DTYPES[dtype] if is_matrix(name, spec) else torch.float32)
         parts = checkpoint.places[name]
         for part, share in zip(parts, target.view(len(parts), -1), strict=True):
             fill_tensor(share, part, name, staging)
@@ -41,6 +43,14 @@ def load_weights(
         if progress is not None:
             progress(done, total)
     return weights
+
+
+def allocate_tensor(name: str, spec: TensorSpec, dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory for one tensor. Raises AllocationFailed."""
+    try:
+        return torch.empty(spec.shape, dtype=dtype)
+    except RuntimeError as error:  # what torch raises where memory is refused
+        raise AllocationFailed(f"no memory for {spec.num_elements * dtype.itemsize:,} bytes", tensor=name) from error
 
 
 def fill_tensor(target: Tensor, place: TensorPlace, name: str, staging: Tensor) -> None:

@@ -15,7 +15,7 @@ from shoal.runtime.batch import Batch, Row
 from shoal.runtime.cache import HybridCache
 from shoal.runtime.config import EngineOptions, ModelConfig
 from shoal.runtime.engine import MAX_SCORED_TOKENS
-from shoal.runtime.errors import DoesNotFit
+from shoal.runtime.errors import AllocationFailed, DoesNotFit
 from shoal.runtime.model import HybridModel
 from shoal.runtime.plan import (
     DEFAULT_CONTEXT,
@@ -29,6 +29,7 @@ from shoal.runtime.plan import (
 from shoal.runtime.sizes import published_config, published_size
 from shoal.runtime.synth import synthesise
 from shoal.runtime.tensors import TensorSpec, published_tensors
+from shoal.runtime.weights import allocate_tensor
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
@@ -206,3 +207,11 @@ def test_a_plan_fits_its_budget_and_holds_one_full_sequence(budget, parallel, bl
     assert plan.total_bytes <= budget
     assert plan.num_blocks >= plan.blocks_per_sequence
     assert plan.num_blocks * plan.block_tokens >= plan.context >= MIN_CONTEXT
+
+
+def test_memory_that_the_machine_does_not_give_is_a_typed_error():
+    plan = replace(plan_memory(CONFIG, EngineOptions()), num_blocks=2**50)
+    with pytest.raises(AllocationFailed, match="cache"):
+        HybridCache.allocate(CONFIG, plan)
+    with pytest.raises(AllocationFailed, match="huge"):
+        allocate_tensor("huge", TensorSpec((2**25, 2**25)), torch.float32)
