@@ -132,7 +132,9 @@ class Service:
         sent, sent_at = engine.stats, engine.clock()
         self._send(sent)
         while not self._end.requested.is_set():
-            wait_s = 0.0 if engine.has_work else max(sent_at + STATS_IDLE_S - engine.clock(), 0.0)
+            # News that came too soon after the last frame waits no longer than it must: an abort is seen within a second.
+            pause_s = STATS_IDLE_S if engine.has_work or engine.stats == sent else STATS_BUSY_S
+            wait_s = 0.0 if engine.has_work else max(sent_at + pause_s - engine.clock(), 0.0)
             outputs = self._take_work(engine, self._work.take_all(wait_s))
             if engine.has_work:
                 try:
