@@ -12,6 +12,7 @@ without them. Exit status: 0 after the end of stdin, 1 when loading or a step fa
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -225,6 +226,7 @@ class Service:
 def main() -> None:
     """Entry point of `python -m shoal.runtime`."""
     crash_report.install()
+    faulthandler.enable()  # a crash below the interpreter leaves its frames, which hold no text
     # Ctrl-C in a terminal reaches every process; the end of stdin is what ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
