@@ -190,6 +190,7 @@ class Session:
         self._sequence = 0
         self._sent_at: dict[int, float] = {}
         self._rtt_s: float | None = None
+        self._news: node_pb2.NodeState | None = None
 
     def next_deadline(self) -> float | None:
         """When `Tick` is due, None once closed."""
@@ -222,7 +223,11 @@ class Session:
                 answer = link_pb2.AgentFrame(call_result=translate.call_result_to_proto(result))
                 return [Send(answer)] if self._is_registered else []
             case NodeChanged(state):
-                return [Send(link_pb2.AgentFrame(state=state))] if self._is_registered else []
+                if self._is_registered:
+                    return [Send(link_pb2.AgentFrame(state=state))]
+                # The Hello has gone out with what was true before: the news follows the Welcome.
+                self._news = state if self.state is LinkState.REGISTERING else None
+                return []
             case BooksChanged():
                 soon = max(now, self._last_heartbeat_at + EARLY_HEARTBEAT_S)
                 self._next_heartbeat_at = min(self._next_heartbeat_at, soon)
@@ -293,7 +298,9 @@ class Session:
         # The controller acknowledges heartbeats, so its own silence is judged by the lease that it grants us.
         self._lease_s = max(welcome.lease_ms / 1000, 2 * self._interval_s)
         self._deadline = now + self._lease_s
-        return self._beat(now)
+        news, self._news = self._news, None
+        told: list[Command] = [] if news is None else [Send(link_pb2.AgentFrame(state=news))]
+        return told + self._beat(now)
 
     def _submit(self, submit: link_pb2.Submit) -> list[Command]:
         key = (submit.request_id, submit.attempt)

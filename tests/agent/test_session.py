@@ -42,6 +42,15 @@ def sent(commands: list[s.Command]) -> list[link_pb2.AgentFrame]:
     return [command.frame for command in commands if isinstance(command, s.Send)]
 
 
+def test_a_change_between_hello_and_welcome_is_told_after_the_welcome() -> None:
+    session = s.Session("n1", "1.0", 0.0)
+    session.handle(s.Opened(node_pb2.NodeState(pid=7)), 0.0)
+    assert session.handle(s.NodeChanged(node_pb2.NodeState(pid=7, engine_pid=8)), 0.1) == []
+    assert session.handle(s.NodeChanged(node_pb2.NodeState(pid=7, engine_pid=9)), 0.2) == []
+    (frame,) = sent(session.handle(received(welcome=WELCOME), 0.3))
+    assert frame.state.engine_pid == 9
+
+
 def test_registration() -> None:
     session = s.Session("n1", "1.0", 0.0)
     assert session.state is s.LinkState.CONNECTING and session.next_deadline() == s.WELCOME_TIMEOUT_S
