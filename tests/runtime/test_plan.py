@@ -14,7 +14,6 @@ from shoal.runtime import plan as planning
 from shoal.runtime.batch import Batch, Row
 from shoal.runtime.cache import HybridCache
 from shoal.runtime.config import EngineOptions, ModelConfig
-from shoal.runtime.engine import MAX_SCORED_TOKENS
 from shoal.runtime.errors import AllocationFailed, DoesNotFit
 from shoal.runtime.model import HybridModel
 from shoal.runtime.plan import (
@@ -171,7 +170,6 @@ def test_activations_stay_below_the_plan(rows, dtype, context):
 
 def test_constants_that_are_written_twice():
     assert planning.QUERY_TILE == QUERY_TILE
-    assert planning.MAX_SCORED_TOKENS == MAX_SCORED_TOKENS
 
 
 def test_defaults():
