@@ -36,10 +36,13 @@ MAX_REASON_LABELS = 64
 class Metrics:
     """Implements `request_record.Recorder`. `num_waiting` asks for the length of the controller's queue."""
 
-    def __init__(self, registry: Registry, num_waiting: Callable[[], int], version: str) -> None:
+    def __init__(
+        self, registry: Registry, num_waiting: Callable[[], int], version: str, max_models: int = MAX_MODEL_LABELS
+    ) -> None:
         self._nodes = registry
         self._num_waiting = num_waiting
         self._now = time.monotonic
+        self._max_models = max_models
         self._models: set[str] = set()
         self._reasons: set[str] = set()
         own = CollectorRegistry(auto_describe=True)
@@ -66,7 +69,7 @@ class Metrics:
 
     def record(self, record: RequestRecord) -> None:
         """See `Recorder.record`."""
-        model = _bounded(record.model, self._models, MAX_MODEL_LABELS)
+        model = _bounded(record.model, self._models, self._max_models)
         self._prompt_tokens.labels(model, record.node).inc(record.prompt_tokens)
         self._generation_tokens.labels(model, record.node).inc(record.completion_tokens)
         if record.is_part:
