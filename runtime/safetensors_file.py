@@ -74,7 +74,9 @@ def read_header(path: Path) -> SafetensorsHeader:
                 for magic, what in _FOREIGN_MAGIC:
                     if beginning.startswith(magic):
                         raise CheckpointCorrupt(f"is {what}", file=path.name)
-                raise CheckpointCorrupt(f"no safetensors header of {length} bytes in a file of {file_bytes}", file=path.name)
+                raise CheckpointCorrupt(
+                    f"no safetensors header of {length} bytes in a file of {file_bytes}", file=path.name
+                )
             file.seek(_LENGTH.size)
             header = file.read(length)
     except OSError as error:
