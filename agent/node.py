@@ -82,7 +82,10 @@ class Node:
     def phase(self) -> node_pb2.NodePhase:
         if self._is_leaving:
             return node_pb2.NODE_PHASE_DRAINING
-        return node_pb2.NODE_PHASE_LOADING if self._engine is None else _PHASE[self._engine.phase]
+        engine = self._engine
+        if engine is None or (engine.phase is EnginePhase.WAITING and engine.failure is None):
+            return node_pb2.NODE_PHASE_LOADING  # nothing has failed: the first engine is about to be started
+        return _PHASE[engine.phase]
 
     @property
     def engine_pid(self) -> int | None:
