@@ -43,7 +43,7 @@ def test_configuration_keys_are_the_options(monkeypatch: pytest.MonkeyPatch) -> 
     with click.Context(root) as ctx:
         bound, unknown = bind_tables(root, ctx, {"up": {"model": ["a"]}, "agent": {"run": {"id": "n", "model": ["b"]}}})
     assert unknown == []
-    assert bound == {"up": {"models": ["a"]}, "agent": {"run": {"node_id": "n", "models": ["b"]}}}
+    assert bound == {"up": {"models": ["a"]}, "agent": {"run": {"id": "n", "model": ["b"]}}}
     monkeypatch.setenv("SHOAL_UP_MODEL", "x y")
     command = root.get_command(click.Context(root), "up")
     assert command is not None
