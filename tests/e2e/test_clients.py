@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,9 +44,56 @@ def test_openai_streams_with_usage(client: openai.OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens > 0 and not chunks[-1].choices
 
 
-def test_openai_calls_a_tool_and_uses_its_answer(client: openai.OpenAI) -> None:
-    models = client.models.list()
-    assert {"pocket", "auto"} <= {model.id for model in models}
+def test_openai_lists_models(client: openai.OpenAI) -> None:
+    assert {"pocket", "auto"} <= {model.id for model in client.models.list()}
+
+
+def _tool(name: str, about: str, parameter: str, meaning: str) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "properties": {parameter: {"type": "string", "description": meaning}},
+        "required": [parameter],
+    }
+    return {"type": "function", "function": {"name": name, "description": about, "parameters": schema}}
+
+
+TOOLS = [
+    _tool("get_weather", "Current weather of a city", "city", "Name of the city"),
+    _tool("find_phone", "Phone number of a person", "name", "Name of the person"),
+]
+
+
+def test_openai_calls_a_tool_and_uses_its_result(client: openai.OpenAI) -> None:
+    create: Any = client.chat.completions.create
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    asked = create(model="auto", messages=messages, tools=TOOLS, temperature=0).choices[0]
+    assert asked.finish_reason == "tool_calls"
+    (call,) = asked.message.tool_calls
+    assert call.function.name == "get_weather" and json.loads(call.function.arguments) == {"city": "Oslo"}
+    messages += [
+        asked.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": '{"temperature": 21, "sky": "sunny"}'},
+    ]
+    answer = create(model="auto", messages=messages, tools=TOOLS, temperature=0).choices[0].message.content
+    assert "21" in answer and "sunny" in answer
+
+
+def test_openai_streams_a_tool_call_in_pieces_that_join(client: openai.OpenAI) -> None:
+    create: Any = client.chat.completions.create
+    messages = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    chunks = list(create(model="auto", messages=messages, tools=TOOLS, temperature=0, stream=True))
+    calls = [call for chunk in chunks for choice in chunk.choices for call in choice.delta.tool_calls or []]
+    assert [call.function.name for call in calls if call.function.name] == ["get_weather"]
+    assert json.loads("".join(call.function.arguments or "" for call in calls)) == {"city": "Oslo"}
+    assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "tool_calls"
+
+
+def test_openai_gets_reasoning_apart_from_the_answer(client: openai.OpenAI) -> None:
+    create: Any = client.chat.completions.create
+    extra = {"chat_template_kwargs": {"enable_thinking": True}}
+    message = create(model="auto", messages=QUESTION, temperature=0, extra_body=extra).choices[0].message
+    assert message.reasoning_content and "42" in message.content
+    assert "<think>" not in message.content and "</think>" not in message.content
 
 
 @pytest.mark.parametrize(
