@@ -62,7 +62,8 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 bench: $(DEV)
-	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(NICE) $(BIN)/python -P tests/bench/matvec.py $(ARGS)
+	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(NICE) $(BIN)/python tests/bench/matvec.py
+	@OMP_NUM_THREADS=1 $(NICE) $(BIN)/python tests/bench/decode.py
 
 eval-pocket: $(RUN)
 	@$(BIN)/shoal model eval pocket $(ARGS)

@@ -1,6 +1,6 @@
 """Times the native bf16 matrix-vector product against numpy and torch, one thread each, and writes JSON.
 
-    OPENBLAS_NUM_THREADS=1 python -P tests/bench/matvec.py [--rounds N] [--out FILE]
+    OPENBLAS_NUM_THREADS=1 python tests/bench/matvec.py [--rounds N] [--out FILE]
 
 The contestants take turns within a round and the median over the rounds counts, so that a machine that changes its
 clock or shares its cores treats all alike. Weights are cycled through copies larger than the caches: what is timed is
@@ -9,25 +9,19 @@ well-known yardstick, torch's bf16 as the one with equal work.
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import time
-from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
+import report
 import torch
 
 from shoal.kernels import cpu
 
 SHAPES = {"1024x1024": (1024, 1024), "3584x1024": (3584, 1024), "2560x9728": (2560, 9728)}  # out x in
 CYCLED_BYTES = 256 << 20
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def contestants(num_out, num_in):
@@ -72,43 +66,21 @@ def measure(shape, rounds):
     }
 
 
-def processor():
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def git(*arguments):
-    run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    return run.stdout.strip() if run.returncode == 0 else None
-
-
 def main():
     parser = argparse.ArgumentParser(description="native matvec against numpy and torch")
     parser.add_argument("--rounds", type=int, default=101)
     parser.add_argument("--out", type=Path, help="default: build/bench/matvec-<commit>.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    report = {
-        "benchmark": "matvec_bf16",
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit,
-        "changed_files": len((git("status", "--porcelain", "--untracked-files=no") or "").splitlines()),
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in ("shoal", "numpy", "torch")},
+    written = report.header("matvec_bf16", "numpy", "torch") | {
         "threads": 1,
         "rounds": options.rounds,
         "shapes": {name: measure(shape, options.rounds) for name, shape in SHAPES.items()},
     }
-    out = options.out or ROOT / "build" / "bench" / f"matvec-{commit}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    for name, results in report["shapes"].items():
+    for name, results in written["shapes"].items():
         for contestant, r in results.items():
             print(f"{name:>10}  {contestant:18} {r['median_us']:>9} us  {r['weights_gb_per_s']:>6} GB/s")
-    print(out)
+    print(report.write(written, options.out))
 
 
 if __name__ == "__main__":
