@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from .checkpoint import open_checkpoint
 from .layers.decoder import DecoderLayer
 from .model_config import ModelConfig
 from .options import EngineOptions
-from .plan import LOGITS_TILE
+from .plan import PIECE_TILE, SINGLE_TILE
 from .sizes import num_parameters
 from .step_layout import RopeBasis, lay_out
 from .tensors import EMBEDDING, FINAL_NORM, HEAD
@@ -96,17 +97,20 @@ class HybridModel:
             num_slots=cache.num_slots,
         )
         layout = lay_out(batch, self.basis, cache.block_tokens)
-        h = F.embedding(torch.tensor(batch.token_ids), self.embedding)
+        h = F.embedding(layout.token_ids, self.embedding)
         for layer in self.layers:
             h = layer.forward(h, layout, cache)
-        h = ops.rms_norm(h[torch.tensor(batch.logits_at, dtype=torch.int64)], self.norm, self.config.rms_norm_eps)
-        return self._logits(h)
-
-    def _logits(self, h: Tensor) -> Tensor:
-        """h [M, H] -> [M, vocab_size] f32; where the head is not f32, a few rows are cast at a time."""
-        if self.head.dtype == torch.float32:
-            return F.linear(h, self.head)
-        logits = torch.empty(len(h), len(self.head), dtype=torch.float32)
-        for begin in range(0, len(h), LOGITS_TILE):
-            logits[begin : begin + LOGITS_TILE] = F.linear(h[begin : begin + LOGITS_TILE], self.head)
+        wanted = h.index_select(0, layout.rows[torch.tensor(batch.logits_at, dtype=torch.int64)])
+        wanted = ops.rms_norm(wanted, self.norm, self.config.rms_norm_eps)
+        # The last token of a row is what an id is drawn from: it shares its tiles with other such tokens only, so that its logits do
+        # not depend on whether somebody's prompt is scored in the same step.
+        ends = set(itertools.accumulate(row.num_tokens for row in batch.rows))
+        last = [i for i, at in enumerate(batch.logits_at) if at + 1 in ends]
+        inner = [i for i, at in enumerate(batch.logits_at) if at + 1 not in ends]
+        logits = torch.empty(len(wanted), len(self.head), dtype=torch.float32)
+        for places, height in ((last, SINGLE_TILE), (inner, PIECE_TILE)):
+            for begin in range(0, len(places), height):
+                at = torch.tensor(places[begin : begin + height])
+                rows = ops.pad_rows(wanted.index_select(0, at), height)
+                logits.index_copy_(0, at, F.linear(rows, self.head)[: len(at)].float())
         return logits

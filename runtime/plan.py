@@ -43,15 +43,12 @@ HOST_BYTES = 384 * 1024 * 1024
 """Resident size of a Python process with torch and a published tokenizer loaded, no model."""
 QUERY_TILE = 64
 """Queries of one row that meet their keys at once: bounds the score matrix."""
-GATHER_TOKENS = 2048
-"""Cached tokens, padding included, that one gathering of decode rows copies at most (never less than one row):
-small enough to stay in a core's cache."""
-
-
+SINGLE_TILE = 8
+"""Rows of a matrix product over sequences with one token each; padded up to it."""
+PIECE_TILE = 32
+"""The same over the tokens of one sequence."""
 MAX_SCORED_TOKENS = 64
 """Prompt tokens of one step at most whose logits are wanted; more are scored in later steps."""
-LOGITS_TILE = 8
-"""Rows of logits that are cast to f32 at once where the matrices are not f32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +121,11 @@ def activation_bytes(config: ModelConfig, options: EngineOptions, context: int) 
     """Upper bound, in f32, of what one step holds at its worst moment.
 
     Residual and normed streams and their products; the widest mixer or feed-forward; a tile of attention scores; the gathered keys
-    and values of decode rows; states of all rows, before and after; logits of a token of every sequence and of MAX_SCORED_TOKENS more.
+    and values of a sequence; states of all rows, before and after; logits of a token of every sequence and of MAX_SCORED_TOKENS more.
     """
-    tokens = options.max_batched_tokens
+    # Each sequence of several tokens is padded to whole tiles, those of one token together.
+    pieces = min(options.parallel, options.max_batched_tokens // 2)
+    tokens = options.max_batched_tokens + SINGLE_TILE + PIECE_TILE * pieces
     delta = (
         5 * config.conv_dim
         + 3 * config.linear_num_value_heads * config.linear_key_head_dim
@@ -139,11 +138,11 @@ def activation_bytes(config: ModelConfig, options: EngineOptions, context: int) 
     else:
         feed_forward = 4 * (moe.shared_intermediate_size + moe.intermediate_size) + 2 * moe.num_experts
     streams = tokens * (5 * config.hidden_size + max(delta, attention, feed_forward))
-    gathered = 3 * 2 * config.key_value_dim * max(context, GATHER_TOKENS if options.parallel > 1 else context)
-    scores = 3 * config.num_attention_heads * max(QUERY_TILE * context, GATHER_TOKENS)
+    gathered = 3 * 2 * config.key_value_dim * context
+    scores = 3 * config.num_attention_heads * QUERY_TILE * context
     states = 3 * options.parallel * state_bytes_per_slot(config) // 4 // max(1, len(config.linear_layers))
-    rows = min(tokens, options.parallel + MAX_SCORED_TOKENS)
-    logits = (rows + LOGITS_TILE) * config.vocab_size
+    rows = options.parallel + MAX_SCORED_TOKENS
+    logits = (rows + 2 * PIECE_TILE) * config.vocab_size
     mixers = max(gathered + scores if config.attention_layers else 0, states if config.linear_layers else 0)
     return 4 * (max(streams + mixers, tokens * config.hidden_size + logits))
 

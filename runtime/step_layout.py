@@ -1,7 +1,12 @@
-"""A batch laid out for the layers, computed once a step: rows of one token go through together, longer ones one by one."""
+"""A batch laid out for the layers, computed once a step.
+
+The layers work on P rows: first the sequences with one token, together, then each longer one; both padded to whole tiles, so that no
+product depends on what else is in the batch (see kernels' `tiled_linear`). What stands in padding is finite and goes nowhere.
+"""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +15,13 @@ from torch import Tensor
 from shoal.kernels import ops
 
 from .batch import Batch, Row
-from .plan import GATHER_TOKENS
+from .plan import PIECE_TILE, SINGLE_TILE
 from .rope_config import RopeConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A row of several tokens: where they stand in the batch, where they begin in their sequence, where its past is."""
+    """A sequence's tokens: where they stand in the layout, where they begin in their sequence, where its past is."""
 
     tokens: slice
     start: int
@@ -27,46 +32,41 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class DecodeGroup:
-    """Rows of one token that attend together, so many that what they gather stays bounded."""
-
-    tokens: Tensor
-    """[R] int64, places in the batch."""
-    block_tables: Tensor
-    """[R, B] int64, padded with block 0 of the row."""
-    lengths: Tensor
-    """[R] int64, tokens of the past, the new one included."""
-
-
-@dataclass(frozen=True, slots=True)
 class StepLayout:
     """What every layer of one step shares."""
 
+    token_ids: Tensor
+    """[P] int64, 0 in padding."""
     cos: Tensor
-    """[N, rotary_dim / 2] f32; `sin` alike."""
+    """[P, rotary_dim / 2] f32; `sin` alike."""
     sin: Tensor
+    tiles: tuple[slice, ...]
+    """They cover the P rows: SINGLE_TILE rows each, then PIECE_TILE rows each."""
+    tokens: Tensor
+    """[N] int64, the rows that are no padding; `places` are theirs in a paged cache, flat."""
     places: Tensor
-    """[N] int64, flat places of the tokens in a paged cache."""
+    rows: Tensor
+    """[N] int64, the layout's row of each token of the batch."""
     pieces: tuple[Piece, ...]
-    singles: Tensor
-    """[R] int64, places in the batch of the rows of one token."""
-    slots: Tensor
-    """[R] int64, their state slots."""
-    fresh: Tensor | None
-    """[F] int64, which of the R begin their sequence; None where none does."""
-    groups: tuple[DecodeGroup, ...]
-    """The R rows again, in attention's grouping."""
+    """All sequences of the batch, those with one token first: piece r of them is row r."""
+    num_singles: int
+    num_single_rows: int
+    """With padding."""
 
-    def take_singles(self, x: Tensor) -> Tensor:
-        """x [N, ...] at the rows of one token, [R, ...]; x itself where there are no others."""
-        return x.index_select(0, self.singles) if self.pieces else x
+    @property
+    def singles(self) -> tuple[Piece, ...]:
+        """Those with one token."""
+        return self.pieces[: self.num_singles]
 
-    def put_singles(self, x: Tensor, values: Tensor) -> None:
-        """Write values [R, ...] into x [N, ...] at the rows of one token."""
-        if self.pieces:
-            x.index_copy_(0, self.singles, values)
-        else:
-            x.copy_(values)
+    @property
+    def slots(self) -> list[int]:
+        """State slots of the singles."""
+        return [piece.slot for piece in self.singles]
+
+    @property
+    def long_pieces(self) -> tuple[Piece, ...]:
+        """Those with several tokens."""
+        return self.pieces[self.num_singles :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,56 +88,52 @@ class RopeBasis:
 
 
 def lay_out(batch: Batch, basis: RopeBasis, block_tokens: int) -> StepLayout:
-    """Positions, places and groups of a checked batch. Text tokens have equal positions on all three axes."""
-    positions: list[int] = []
+    """Rows, positions and places of a checked batch. Text tokens have equal positions on all three axes."""
+    begins = [0, *itertools.accumulate(row.num_tokens for row in batch.rows)]
+    singles = [i for i, row in enumerate(batch.rows) if row.num_tokens == 1]
+    longer = [i for i, row in enumerate(batch.rows) if row.num_tokens > 1]
+    num_single_rows = num_rows = -(-len(singles) // SINGLE_TILE) * SINGLE_TILE
+    tiles = ops.tiles_of(num_rows, SINGLE_TILE)
+    at_of = {i: at for at, i in enumerate(singles)}
+    for i in longer:
+        at_of[i] = num_rows
+        added = ops.tiles_of(batch.rows[i].num_tokens, PIECE_TILE, num_rows)
+        tiles += added
+        num_rows = added[-1].stop
+    token_ids, positions = [0] * num_rows, [0] * num_rows
+    tokens: list[int] = []
     places: list[int] = []
+    rows = [0] * len(batch.token_ids)
     pieces: list[Piece] = []
-    singles: list[tuple[int, Row]] = []
-    for row in batch.rows:
-        at = len(positions)
-        for position in range(row.start, row.end):
-            block, offset = divmod(position, block_tokens)
-            positions.append(position)
-            places.append(row.block_table[block] * block_tokens + offset)
-        if row.num_tokens == 1:
-            singles.append((at, row))
-        else:
-            blocks = torch.tensor(row.block_table[: -(-row.end // block_tokens)], dtype=torch.int64)
-            pieces.append(Piece(slice(at, at + row.num_tokens), row.start, row.end, row.slot, blocks))
+    for i in (*singles, *longer):
+        row, at, begin = batch.rows[i], at_of[i], begins[i]
+        token_ids[at : at + row.num_tokens] = batch.token_ids[begin : begin + row.num_tokens]
+        positions[at : at + row.num_tokens] = range(row.start, row.end)
+        rows[begin : begin + row.num_tokens] = range(at, at + row.num_tokens)
+        tokens += range(at, at + row.num_tokens)
+        places += _places(row, block_tokens)
+        blocks = torch.tensor(row.block_table[: -(-row.end // block_tokens)], dtype=torch.int64)
+        pieces.append(Piece(slice(at, at + row.num_tokens), row.start, row.end, row.slot, blocks))
     cos, sin = ops.rope_tables(
-        torch.tensor(positions).expand(3, -1), basis.inverse_frequencies, basis.axes, basis.amplitude
+        torch.tensor(positions, dtype=torch.int64).expand(3, -1), basis.inverse_frequencies, basis.axes, basis.amplitude
     )
-    fresh = [i for i, (_, row) in enumerate(singles) if row.start == 0]
     return StepLayout(
+        token_ids=torch.tensor(token_ids, dtype=torch.int64),
         cos=cos,
         sin=sin,
-        places=torch.tensor(places),
+        tiles=tuple(tiles),
+        tokens=torch.tensor(tokens, dtype=torch.int64),
+        places=torch.tensor(places, dtype=torch.int64),
+        rows=torch.tensor(rows, dtype=torch.int64),
         pieces=tuple(pieces),
-        singles=torch.tensor([at for at, _ in singles], dtype=torch.int64),
-        slots=torch.tensor([row.slot for _, row in singles], dtype=torch.int64),
-        fresh=torch.tensor(fresh) if fresh else None,
-        groups=tuple(group_singles(singles, block_tokens)),
+        num_singles=len(singles),
+        num_single_rows=num_single_rows,
     )
 
 
-def group_singles(singles: list[tuple[int, Row]], block_tokens: int) -> list[DecodeGroup]:
-    """Shortest first, so that rows of a group have similar lengths and little of what is gathered is padding."""
-    groups: list[list[tuple[int, Row]]] = []
-    for at, row in sorted(singles, key=lambda item: item[1].end):
-        gathered = -(-row.end // block_tokens) * block_tokens
-        if not groups or (len(groups[-1]) + 1) * gathered > GATHER_TOKENS:
-            groups.append([])
-        groups[-1].append((at, row))
-    return [_decode_group(group, block_tokens) for group in groups]
-
-
-def _decode_group(group: list[tuple[int, Row]], block_tokens: int) -> DecodeGroup:
-    width = -(-group[-1][1].end // block_tokens)  # the last row is the longest
-    tables = [
-        (*row.block_table[: -(-row.end // block_tokens)], *([row.block_table[0]] * width))[:width] for _, row in group
+def _places(row: Row, block_tokens: int) -> list[int]:
+    """Flat places of the row's tokens in a paged cache."""
+    return [
+        row.block_table[position // block_tokens] * block_tokens + position % block_tokens
+        for position in range(row.start, row.end)
     ]
-    return DecodeGroup(
-        tokens=torch.tensor([at for at, _ in group]),
-        block_tables=torch.tensor(tables),
-        lengths=torch.tensor([row.end for _, row in group]),
-    )

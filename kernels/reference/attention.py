@@ -23,7 +23,7 @@ def read_cache(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
     return cache.index_select(0, block_table).flatten(0, 1)[:length]
 
 
-def attend_prefill(q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
+def attend(q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
     """T queries of one sequence, the first at position `start`, against its L = start + T keys.
 
     q [T, Hq, D]; keys, values [L, Hkv, D]. Returns [T, Hq, D] in q's dtype. The tiles begin at multiples of QUERY_TILE in absolute
@@ -48,22 +48,3 @@ def attend_prefill(q: Tensor, keys: Tensor, values: Tensor, start: int) -> Tenso
         outputs.append(mixed.unflatten(1, (-1, end - begin)).permute(2, 0, 1, 3).flatten(1, 2))
         begin = end
     return torch.cat(outputs).to(q.dtype)
-
-
-def attend_decode(q: Tensor, keys: Tensor, values: Tensor, block_tables: Tensor, lengths: Tensor) -> Tensor:
-    """One query of each of R sequences, each against its own past of lengths[r] tokens (its own included).
-
-    q [R, Hq, D]; keys, values: caches; block_tables [R, B] int64, padded with any valid block; lengths [R] int64. Returns [R, Hq, D].
-    """
-    num_rows, num_heads, head_dim = q.shape
-    num_kv = keys.shape[2]
-    grouped = q.float().view(num_rows, num_kv, num_heads // num_kv, head_dim) * head_dim**-0.5
-    past_keys, past_values = (
-        cache.index_select(0, block_tables.flatten()).view(num_rows, -1, num_kv, head_dim).float()  # [R, L, Hkv, D]
-        for cache in (keys, values)
-    )
-    scores = grouped @ past_keys.permute(0, 2, 3, 1)  # [R, Hkv, group, L]
-    beyond = torch.arange(scores.shape[-1], device=q.device) >= lengths.unsqueeze(-1)
-    weights = scores.masked_fill_(beyond[:, None, None, :], -torch.inf).softmax(-1)
-    mixed: Tensor = weights @ past_values.transpose(1, 2)
-    return mixed.flatten(1, 2).to(q.dtype)

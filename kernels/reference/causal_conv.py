@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .elementwise import in_whole_vectors
+
 
 def causal_conv(x: Tensor, columns: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """One sequence. x [T, C]; columns [C, K - 1] oldest first; weight [C, K] f32. Returns y [T, C] f32, new columns."""
@@ -24,5 +26,8 @@ def causal_conv(x: Tensor, columns: Tensor, weight: Tensor) -> tuple[Tensor, Ten
 
 def causal_conv_step(x: Tensor, columns: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """One token of each of R sequences. x [R, C]; columns [R, C, K - 1]; weight [C, K] f32. Returns y [R, C] f32, new columns."""
-    window = torch.cat([columns.to(x.dtype), x.unsqueeze(-1)], -1)
-    return F.silu((window.float() * weight).sum(-1)), window[..., 1:]
+    window = torch.cat([columns.to(x.dtype), x.unsqueeze(-1)], -1).float()
+    y = window[..., 0] * weight[:, 0]
+    for j in range(1, weight.shape[1]):
+        y = torch.addcmul(y, window[..., j], weight[:, j])
+    return in_whole_vectors(F.silu, y), window[..., 1:].to(x.dtype)

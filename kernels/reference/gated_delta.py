@@ -11,9 +11,13 @@ is for many tokens of a sequence, `step` for one token of many sequences.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .elementwise import in_whole_vectors
 
 CHUNK = 32
 """Tokens of a chunk. Chunks begin at multiples of it in absolute positions, so that where a prompt is cut matters little."""
@@ -21,7 +25,7 @@ CHUNK = 32
 
 def delta_gates(a: Tensor, b: Tensor, a_log: Tensor, dt_bias: Tensor) -> tuple[Tensor, Tensor]:
     """g = -exp(a_log) softplus(a + dt_bias) and beta = sigmoid(b). a, b [.., Hv]; a_log, dt_bias [Hv] f32; results f32."""
-    return -a_log.exp() * F.softplus(a.float() + dt_bias), b.float().sigmoid()
+    return -a_log.exp() * in_whole_vectors(F.softplus, a.float() + dt_bias), in_whole_vectors(torch.sigmoid, b.float())
 
 
 def recurrent(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,18 +40,25 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: T
     return torch.stack(outputs), state
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """One token of each of R sequences. states [R, Hv, Dk, Dv], changed in place. Returns o [R, Hv, Dv] and the states.
+def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor, slots: Sequence[int]) -> Tensor:
+    """One token of each of R sequences. states [slots, Hv, Dk, Dv]: those of `slots` (R different ones) advance in place.
 
-    S is read once for both products: with u = S^T k and p = S^T q before the update, o = e^g p + (k.q) d.
+    q, k, v, g, beta may have more than R rows: those behind are padding. Returns o [rows, Hv, Dv], zero in padding. S is read once for
+    both products: with u = S^T k and p = S^T q before the update, o = e^g p + (k.q) d. State by state, so that each stays in a core's
+    cache, and no result depends on R.
     """
     q, k = _per_value_head(q, k, v.shape[-2])
-    decay = g.exp().unsqueeze(-1)
-    asked = torch.matmul(torch.stack([k, q], -2), states)  # [R, Hv, 2, Dv]
-    correction = beta.unsqueeze(-1) * (v - decay * asked[..., 0, :])
-    out = decay * asked[..., 1, :] + (k * q).sum(-1, keepdim=True) * correction
-    states.mul_(decay.unsqueeze(-1)).addcmul_(k.unsqueeze(-1), correction.unsqueeze(-2))
-    return out, states
+    asking = torch.stack([k, q], -2)  # [rows, Hv, 2, Dk]
+    decay = in_whole_vectors(torch.exp, g).unsqueeze(-1)
+    overlap = (k * q).sum(-1, keepdim=True)
+    out = torch.zeros_like(v)
+    for row, slot in enumerate(slots):
+        state = states[slot]
+        told, answer = (decay[row].unsqueeze(-1) * torch.bmm(asking[row], state)).unbind(-2)
+        correction = beta[row].unsqueeze(-1) * (v[row] - told)
+        torch.addcmul(answer, overlap[row], correction, out=out[row])
+        state.mul_(decay[row].unsqueeze(-1)).addcmul_(k[row].unsqueeze(-1), correction.unsqueeze(-2))
+    return out
 
 
 def chunked(

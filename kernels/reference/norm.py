@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .elementwise import in_whole_vectors
+
 UNIT_EPS = 1e-6
 
 
@@ -25,7 +27,7 @@ def gated_rms_norm(x: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tenso
     x [..., D] f32; weight [D] f32, stored near 1; gate [..., D] any float dtype. Returns the gate's dtype, f32 inside.
     """
     scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
-    return (scaled * F.silu(gate.float())).to(gate.dtype)
+    return (scaled * in_whole_vectors(F.silu, gate.float())).to(gate.dtype)
 
 
 def unit_norm(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .elementwise import in_whole_vectors
+
 
 def rope_tables(
     positions: Tensor, inverse_frequencies: Tensor, axes: Tensor, amplitude: float = 1.0
@@ -13,7 +15,8 @@ def rope_tables(
     position; axes [r / 2] int, which position turns the frequency. Text has equal positions on all axes.
     """
     angles = positions.float()[axes].T * inverse_frequencies
-    return angles.cos() * amplitude, angles.sin() * amplitude
+    cos, sin = in_whole_vectors(torch.cos, angles), in_whole_vectors(torch.sin, angles)
+    return cos * amplitude, sin * amplitude
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shoal.kernels import ops
 
@@ -37,24 +36,20 @@ class GatedAttention:
         return cls(**tensors, head_dim=config.head_dim, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, layout: StepLayout, cache: HybridCache, index: int) -> Tensor:
-        """x [N, H] -> [N, H]. Stores the step's keys and values, then attends."""
-        num_tokens = len(x)
-        asked = F.linear(x, self.q_proj).view(num_tokens, -1, 2 * self.head_dim)
+        """x [P, H] -> [P, H]. Stores the step's keys and values, then attends, a sequence at a time."""
+        num_rows = len(x)
+        asked = ops.tiled_linear(x, self.q_proj, layout.tiles).view(num_rows, -1, 2 * self.head_dim)
         q, gate = asked[..., : self.head_dim], asked[..., self.head_dim :]  # inside each head
-        k = F.linear(x, self.k_proj).view(num_tokens, -1, self.head_dim)
-        v = F.linear(x, self.v_proj).view(num_tokens, -1, self.head_dim)
+        k = ops.tiled_linear(x, self.k_proj, layout.tiles).view(num_rows, -1, self.head_dim)
+        v = ops.tiled_linear(x, self.v_proj, layout.tiles).view(num_rows, -1, self.head_dim)
         q = ops.rotate(ops.rms_norm(q, self.q_norm, self.eps), layout.cos, layout.sin)
         k = ops.rotate(ops.rms_norm(k, self.k_norm, self.eps), layout.cos, layout.sin)
         keys, values = cache.keys[index], cache.values[index]
-        ops.write_cache(keys, layout.places, k)
-        ops.write_cache(values, layout.places, v)
-        mixed = torch.empty_like(q)
+        ops.write_cache(keys, layout.places, k.index_select(0, layout.tokens))
+        ops.write_cache(values, layout.places, v.index_select(0, layout.tokens))
+        mixed = torch.zeros_like(q)  # padding must stay finite
         for piece in layout.pieces:
             past_keys = ops.read_cache(keys, piece.blocks, piece.end)
             past_values = ops.read_cache(values, piece.blocks, piece.end)
-            mixed[piece.tokens] = ops.attend_prefill(q[piece.tokens], past_keys, past_values, piece.start)
-        for group in layout.groups:
-            asked = q.index_select(0, group.tokens)
-            answered = ops.attend_decode(asked, keys, values, group.block_tables, group.lengths)
-            mixed.index_copy_(0, group.tokens, answered)
-        return F.linear((mixed * gate.sigmoid()).flatten(1), self.o_proj)
+            mixed[piece.tokens] = ops.attend(q[piece.tokens], past_keys, past_values, piece.start)
+        return ops.tiled_linear((mixed * gate.sigmoid()).flatten(1), self.o_proj, layout.tiles)

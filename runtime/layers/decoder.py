@@ -47,6 +47,6 @@ class DecoderLayer:
         )
 
     def forward(self, h: Tensor, layout: StepLayout, cache: HybridCache) -> Tensor:
-        """h [N, H] -> [N, H]."""
+        """h [P, H] -> [P, H], rows as in the layout."""
         h = h + self.mixer.forward(ops.rms_norm(h, self.input_norm, self.eps), layout, cache, self.index)
-        return h + self.feed_forward.forward(ops.rms_norm(h, self.post_norm, self.eps))
+        return h + self.feed_forward.forward(ops.rms_norm(h, self.post_norm, self.eps), layout.tiles)

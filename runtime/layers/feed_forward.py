@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from shoal.kernels import ops
 
@@ -26,9 +25,9 @@ class DenseFeedForward:
         """From the trunk's tensors; `prefix` ends before `gate_proj`."""
         return cls(**{name: weights[f"{prefix}{name}.weight"] for name in ("gate_proj", "up_proj", "down_proj")})
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tiles: Sequence[slice]) -> Tensor:
         """x [N, H] -> [N, H]."""
-        return ops.swiglu(x, self.gate_proj, self.up_proj, self.down_proj)
+        return ops.swiglu(x, self.gate_proj, self.up_proj, self.down_proj, tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class SparseFeedForward:
             num_per_token=moe.num_per_token,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, tiles: Sequence[slice]) -> Tensor:
         """x [N, H] -> [N, H]."""
-        routed = ops.sparse_swiglu(x, self.router, self.gate_up, self.down, self.num_per_token)
-        return routed + F.linear(x, self.shared_gate).sigmoid() * self.shared.forward(x)
+        routed = ops.sparse_swiglu(x, self.router, self.gate_up, self.down, self.num_per_token, tiles)
+        return routed + ops.tiled_linear(x, self.shared_gate, tiles).sigmoid() * self.shared.forward(x, tiles)

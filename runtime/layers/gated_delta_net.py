@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shoal.kernels import ops
 
@@ -58,37 +57,44 @@ class GatedDeltaNet:
         )
 
     def forward(self, x: Tensor, layout: StepLayout, cache: HybridCache, index: int) -> Tensor:
-        """x [N, H] -> [N, H]. Advances the states and columns of the rows' slots."""
-        raw = F.linear(x, self.in_proj_qkv)
-        z = F.linear(x, self.in_proj_z).view(len(x), self.num_value_heads, self.value_dim)
-        g, beta = ops.delta_gates(F.linear(x, self.in_proj_a), F.linear(x, self.in_proj_b), self.a_log, self.dt_bias)
+        """x [P, H] -> [P, H]. Advances the states and columns of the rows' slots."""
+        tiles = layout.tiles
+        raw = ops.tiled_linear(x, self.in_proj_qkv, tiles)
+        z = ops.tiled_linear(x, self.in_proj_z, tiles).view(len(x), self.num_value_heads, self.value_dim)
+        a, b = ops.tiled_linear(x, self.in_proj_a, tiles), ops.tiled_linear(x, self.in_proj_b, tiles)
+        g, beta = ops.delta_gates(a, b, self.a_log, self.dt_bias)
         q, k, v = self._heads(self._convolve(raw, layout, cache.columns[index]))
-        out = torch.empty(v.shape, dtype=torch.float32, device=x.device)
+        out = torch.zeros(v.shape, dtype=torch.float32, device=x.device)  # padding must stay finite
         states = cache.states[index]
-        for piece in layout.pieces:
-            tokens = piece.tokens
+        for piece in layout.long_pieces:
+            at = piece.tokens
             before = states[piece.slot] if piece.start else torch.zeros_like(states[piece.slot])
-            out[tokens], states[piece.slot] = ops.gated_delta_prefill(
-                q[tokens], k[tokens], v[tokens], g[tokens], beta[tokens], before, piece.start
+            out[at], states[piece.slot] = ops.gated_delta_prefill(
+                q[at], k[at], v[at], g[at], beta[at], before, piece.start
             )
-        if len(layout.singles):
-            sq, sk, sv, sg, sb = (layout.take_singles(each) for each in (q, k, v, g, beta))
-            answered, after = ops.gated_delta_step(sq, sk, sv, sg, sb, _gather(states, layout))
-            layout.put_singles(out, answered)
-            states.index_copy_(0, layout.slots, after)
-        return F.linear(ops.gated_rms_norm(out, self.norm, z, self.eps).flatten(1), self.out_proj)
+        if layout.num_singles:
+            at = slice(layout.num_single_rows)
+            for piece in layout.singles:
+                if piece.start == 0:
+                    states[piece.slot].zero_()
+            out[at] = ops.gated_delta_step(q[at], k[at], v[at], g[at], beta[at], states, layout.slots)
+        return ops.tiled_linear(ops.gated_rms_norm(out, self.norm, z, self.eps).flatten(1), self.out_proj, tiles)
 
     def _convolve(self, raw: Tensor, layout: StepLayout, columns: Tensor) -> Tensor:
-        """raw [N, channels] -> [N, channels] f32; `columns` [slots, channels, taps - 1] move on."""
-        mixed = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
-        for piece in layout.pieces:
+        """raw [P, channels] -> [P, channels] f32; `columns` [slots, channels, taps - 1] move on."""
+        mixed = torch.zeros(raw.shape, dtype=torch.float32, device=raw.device)
+        for piece in layout.long_pieces:
             before = columns[piece.slot] if piece.start else torch.zeros_like(columns[piece.slot])
             mixed[piece.tokens], columns[piece.slot] = ops.causal_conv(raw[piece.tokens], before, self.conv)
-        if len(layout.singles):
-            before = _gather(columns, layout)
-            convolved, after = ops.causal_conv_step(layout.take_singles(raw), before, self.conv)
-            layout.put_singles(mixed, convolved)
-            columns.index_copy_(0, layout.slots, after)
+        if layout.num_singles:
+            at = slice(layout.num_single_rows)
+            for piece in layout.singles:
+                if piece.start == 0:
+                    columns[piece.slot].zero_()
+            slots = torch.tensor(layout.slots, device=columns.device)
+            before = ops.pad_rows(columns.index_select(0, slots), layout.num_single_rows)
+            mixed[at], after = ops.causal_conv_step(raw[at], before, self.conv)
+            columns.index_copy_(0, slots, after[: len(slots)])
         return mixed
 
     def _heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,11 +104,3 @@ class GatedDeltaNet:
         k = mixed[:, keys : 2 * keys].view(len(mixed), self.num_key_heads, self.key_dim)
         v = mixed[:, 2 * keys :].view(len(mixed), self.num_value_heads, self.value_dim)
         return ops.unit_norm(q) * self.key_dim**-0.5, ops.unit_norm(k), v
-
-
-def _gather(pool: Tensor, layout: StepLayout) -> Tensor:
-    """What the rows of one token have in `pool` [slots, ...]: a copy, zero where a sequence begins."""
-    gathered = pool.index_select(0, layout.slots)
-    if layout.fresh is not None:
-        gathered.index_fill_(0, layout.fresh, 0.0)
-    return gathered

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from shoal.kernels.reference.attention import QUERY_TILE, attend_decode, attend_prefill, read_cache, write_cache
+from shoal.kernels.reference.attention import QUERY_TILE, attend, read_cache, write_cache
 from shoal.kernels.reference.rope import rope_tables, rotate
 
 torch.set_num_threads(1)
@@ -27,7 +27,7 @@ def test_prefill(num_tokens, start, heads):
     query_heads, kv_heads = heads
     q = normal(num_tokens, query_heads, 12)
     keys, values = normal(start + num_tokens, kv_heads, 12, seed=1), normal(start + num_tokens, kv_heads, 12, seed=2)
-    got = attend_prefill(q, keys, values, start)
+    got = attend(q, keys, values, start)
     torch.testing.assert_close(got, reference(q, keys, values, start), rtol=1e-5, atol=1e-5)
 
 
@@ -37,8 +37,8 @@ def test_prefill_in_pieces_is_the_whole():
         normal(3 * QUERY_TILE, 2, 8, seed=1),
         normal(3 * QUERY_TILE, 2, 8, seed=2),
     )
-    whole = attend_prefill(q, keys, values, 0)
-    last = attend_prefill(q[2 * QUERY_TILE :], keys, values, 2 * QUERY_TILE)
+    whole = attend(q, keys, values, 0)
+    last = attend(q[2 * QUERY_TILE :], keys, values, 2 * QUERY_TILE)
     torch.testing.assert_close(last, whole[2 * QUERY_TILE :], rtol=1e-6, atol=1e-6)
 
 
@@ -49,7 +49,7 @@ def test_decode_over_scattered_blocks(dtype):
     order = torch.randperm(20, generator=torch.Generator().manual_seed(5)).tolist()
     key_cache = torch.full((20, block_tokens, kv_heads, dim), 7.0, dtype=dtype)  # what is not written must not matter
     value_cache = key_cache.clone()
-    tables, alone = [], []
+    got, alone = [], []
     q = normal(len(lengths), 6, dim).to(dtype)
     for row, length in enumerate(lengths):
         num_blocks = -(-length // block_tokens)
@@ -62,12 +62,12 @@ def test_decode_over_scattered_blocks(dtype):
         write_cache(key_cache, places, keys)
         write_cache(value_cache, places, values)
         torch.testing.assert_close(read_cache(key_cache, torch.tensor(table), length), keys, rtol=0, atol=0)
-        tables.append(table + [0] * (6 - num_blocks))
+        past = (read_cache(cache, torch.tensor(table), length) for cache in (key_cache, value_cache))
+        got.append(attend(q[row : row + 1], *past, length - 1)[0])
         alone.append(reference(q[row : row + 1].float(), keys.float(), values.float(), length - 1)[0])
-    got = attend_decode(q, key_cache, value_cache, torch.tensor(tables), torch.tensor(lengths))
-    assert got.dtype == dtype
+    assert got[0].dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2  # bf16 output has 8 bits
-    torch.testing.assert_close(got.float(), torch.stack(alone), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(torch.stack(got).float(), torch.stack(alone), rtol=tolerance, atol=tolerance)
 
 
 def test_rotation_turns_pairs_by_their_angles():

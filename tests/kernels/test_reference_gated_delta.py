@@ -1,5 +1,7 @@
 """The three forms of the gated delta rule against each other; the recurrent one against a literal transcription of the formula."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -71,7 +73,7 @@ def test_cutting_anywhere_changes_nothing_but_rounding(cuts):
     q, k, v, g, beta, state = inputs(200, value_heads=2, seed=3)
     whole, end = chunked(q, k, v, g, beta, state)
     pieces, points = [], [0, *sorted(cuts), 200]
-    for a, b in zip(points, points[1:], strict=False):
+    for a, b in itertools.pairwise(points):
         out, state = chunked(q[a:b], k[a:b], v[a:b], g[a:b], beta[a:b], state, start=a)
         pieces.append(out)
     torch.testing.assert_close(torch.cat(pieces), whole, rtol=1e-4, atol=1e-5)
@@ -91,8 +93,12 @@ def test_a_cut_at_a_chunk_border_is_no_cut_at_all():
 def test_step_equals_recurrent_a_sequence_each(value_heads):
     rows = [inputs(1, value_heads=value_heads, seed=seed) for seed in range(5)]
     joined = [torch.cat([row[i] for row in rows]) for i in range(5)]
-    states = torch.stack([row[5] for row in rows])
-    out, after = step(*joined, states.clone())
+    slots = [4, 0, 6, 1, 3]
+    pool = torch.full((7, *rows[0][5].shape), 9.0)
+    pool[slots] = torch.stack([row[5] for row in rows])
+    out = step(*joined, pool, slots)
+    after = pool[slots]
+    assert (pool[[2, 5]] == 9.0).all()  # other slots are not touched
     for i, row in enumerate(rows):
         want_out, want_state = recurrent(*row)
         torch.testing.assert_close(out[i], want_out[0], rtol=1e-5, atol=1e-6)
@@ -106,8 +112,7 @@ def test_a_thousand_steps_do_not_drift():
     stepped = state.unsqueeze(0).clone()
     outs = []
     for t in range(1000):
-        out, stepped = step(q[t : t + 1], k[t : t + 1], v[t : t + 1], g[t : t + 1], beta[t : t + 1], stepped)
-        outs.append(out)
+        outs.append(step(q[t : t + 1], k[t : t + 1], v[t : t + 1], g[t : t + 1], beta[t : t + 1], stepped, [0]))
     prefilled, prefilled_state = chunked(q, k, v, g, beta, state)
     for got in (torch.cat(outs), prefilled):
         assert (got - exact_out).abs().max() < 1e-5 * exact_out.abs().max()

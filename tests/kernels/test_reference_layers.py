@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from shoal.kernels.reference.causal_conv import causal_conv, causal_conv_step
 from shoal.kernels.reference.feed_forward import sparse_swiglu, swiglu
+from shoal.kernels.reference.linear import pad_rows, tiled_linear, tiles_of
 from shoal.kernels.reference.norm import gated_rms_norm, rms_norm, unit_norm
 
 torch.set_num_threads(1)
@@ -60,18 +61,40 @@ def test_conv_step_equals_conv_a_sequence_each(taps):
 def test_swiglu():
     x, gate, up, down = normal(3, 8), normal(12, 8, seed=1), normal(12, 8, seed=2), normal(8, 12, seed=3)
     want = (torch.sigmoid(x @ gate.T) * (x @ gate.T) * (x @ up.T)) @ down.T
-    torch.testing.assert_close(swiglu(x, gate, up, down), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(swiglu(x, gate, up, down, [slice(0, 3)]), want, rtol=1e-5, atol=1e-5)
 
 
 def test_sparse_swiglu_token_by_token():
     x, router = normal(9, 8), normal(5, 8, seed=1)
     gate_up, down = normal(5, 12, 8, seed=2), normal(5, 8, 6, seed=3)
-    got = sparse_swiglu(x, router, gate_up, down, 2)
+    got = sparse_swiglu(x, router, gate_up, down, 2, [slice(0, 4), slice(4, 9)])
     for t in range(9):
         probabilities = torch.softmax(router @ x[t], 0)
         chosen = sorted(range(5), key=lambda e: -probabilities[e])[:2]
         total = sum(probabilities[e] for e in chosen)
         want = sum(
-            probabilities[e] / total * swiglu(x[t : t + 1], gate_up[e, :6], gate_up[e, 6:], down[e])[0] for e in chosen
+            probabilities[e] / total * swiglu(x[t : t + 1], gate_up[e, :6], gate_up[e, 6:], down[e], [slice(0, 1)])[0]
+            for e in chosen
         )
         torch.testing.assert_close(got[t], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("height", [8, 32])
+@pytest.mark.parametrize(("wide", "out"), [(48, 65), (256, 1024), (1024, 512)])
+def test_a_row_is_the_same_whatever_its_neighbours_and_its_place(wide, out, height, dtype):
+    weight, rows = normal(out, wide).to(dtype), normal(3 * height, wide, seed=1).to(dtype)
+    together = tiled_linear(rows, weight, tiles_of(3 * height, height))
+    torch.testing.assert_close(
+        together, F.linear(rows, weight), rtol=1e-2, atol=1e-1 if dtype == torch.bfloat16 else 1e-4
+    )
+    for row in (0, 1, height - 1, height, 2 * height + 3):
+        alone = tiled_linear(pad_rows(rows[row : row + 1], height), weight, tiles_of(height, height))[:1]
+        assert torch.equal(alone[0], together[row]), row
+
+
+def test_padding_adds_zero_rows_only_where_they_are_missing():
+    x = normal(5, 3)
+    padded = pad_rows(x, 4)
+    assert padded.shape == (8, 3) and torch.equal(padded[:5], x) and not padded[5:].any()
+    assert pad_rows(padded, 4) is padded

@@ -1,5 +1,6 @@
 """The model against transformers' own implementation of the family, in f32, on random small shapes."""
 
+import itertools
 import random
 from dataclasses import dataclass, replace
 
@@ -211,7 +212,7 @@ def test_prefill_cut_anywhere(pair, cuts):
     whole_cache, cut_cache = pair.new_cache(), pair.new_cache()
     whole = run(pair, whole_cache, ids)
     points = [0, *sorted(cuts), 150]
-    pieces = [run(pair, cut_cache, ids[a:b], start=a) for a, b in zip(points, points[1:], strict=False)]
+    pieces = [run(pair, cut_cache, ids[a:b], start=a) for a, b in itertools.pairwise(points)]
     assert (torch.cat(pieces) - whole).abs().max() < TOLERANCE
     for i in pair.ours.config.linear_layers:
         torch.testing.assert_close(cut_cache.states[i][0], whole_cache.states[i][0], rtol=1e-3, atol=TOLERANCE)
@@ -230,6 +231,40 @@ def test_sequences_in_one_batch_equal_each_alone(pair):
     assert (got - torch.stack(want)).abs().max() < TOLERANCE
     for slot, ids in ((0, fresh), (1, begun), (2, long)):
         assert_cache_equals(pair, cache, pair.reference(ids)[1], len(ids), slot)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sequence_is_bit_for_bit_the_same_alone_and_in_a_batch(seed):
+    """Prompts of several lengths, then steps together: what stands beside a sequence does not touch a bit of its logits."""
+    pair = make_pair(random_shape(seed), seed)
+    prompts = [ids_of(pair, num_tokens, num_tokens) for num_tokens in (1, 2, 33, 40, 64, 7, 19, 50, 5, 90)]
+    alone = []
+    for slot, ids in enumerate(prompts):
+        cache = pair.new_cache(parallel=len(prompts))
+        alone.append([run(pair, cache, ids, slot=slot)[-1]])
+        alone[-1] += [run(pair, cache, [step + 3], start=len(ids) + step, slot=slot)[0] for step in range(3)]
+    cache = pair.new_cache(parallel=len(prompts))
+    rows = [Row(len(ids), 0, table_of(len(ids), slot), slot) for slot, ids in enumerate(prompts)]
+    ends = list(itertools.accumulate(len(ids) for ids in prompts))
+    together = [
+        pair.ours.forward(
+            Batch([token_id for ids in prompts for token_id in ids], rows, [end - 1 for end in ends]), cache
+        )
+    ]
+    for step in range(3):
+        rows = [Row(1, len(ids) + step, table_of(len(ids) + step + 1, slot), slot) for slot, ids in enumerate(prompts)]
+        together.append(pair.ours.forward(Batch([step + 3] * len(rows), rows, list(range(len(rows)))), cache))
+    for slot, steps in enumerate(alone):
+        for step, want in enumerate(steps):
+            assert torch.equal(together[step][slot], want), (len(prompts[slot]), step)
+
+
+def test_scoring_somebody_elses_prompt_changes_nothing(pair):
+    prompt, other = ids_of(pair, 20, 1), ids_of(pair, 45, 2)
+    want = pair.ours.forward(Batch(prompt, [Row(20, 0, table_of(20, 0), 0)], [19]), pair.new_cache())
+    rows = [Row(45, 0, table_of(45, 1), 1), Row(20, 0, table_of(20, 0), 0)]
+    batch = Batch(other + prompt, rows, [*range(45), 64])
+    assert torch.equal(pair.ours.forward(batch, pair.new_cache())[-1], want[0])
 
 
 @pytest.mark.parametrize("num_tokens", [1, 20])
