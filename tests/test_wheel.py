@@ -59,7 +59,8 @@ def test_contents(wheel):
     tops = {name.split("/")[0] for name in names}
     assert tops == {"shoal", f"shoal-{wheel.name.split('-')[1]}.dist-info"}
     parts = {name.split("/")[1] for name in names if name.startswith("shoal/")}
-    assert parts == {"__init__.py", "agent", "controller", "deploy", "kernels", "models", "proto", "runtime"}
+    folders = {"agent", "controller", "deploy", "kernels", "models", "proto", "runtime"}
+    assert parts == {"__init__.py", "py.typed", *folders}
     assert [n for n in names if n.startswith("shoal/kernels/cpu/_cpu.") and n.endswith((".so", ".pyd"))]
     assert "shoal/proto/v1/link_pb2.py" in names
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {
