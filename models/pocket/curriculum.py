@@ -72,19 +72,26 @@ CHAT_WEIGHTS = {"add": 20.0, "sub": 20.0, "sort": 18.0, "reverse": 11.0, "occurr
 LETTERS = {"reverse", "length", "occurrences"}
 
 
-def _thinks(rng: Random, skill: str) -> bool:
-    share = 0.5 if skill in ("add", "sub") else 0.25 if skill in LETTERS else 0.12
+def _thinks(rng: Random, skill: str, sums: float) -> bool:
+    share = sums if skill in ("add", "sub") else 0.25 if skill in LETTERS else 0.12
     return rng.random() < share
 
 
-def chat(rng: Random, weights: dict[str, float], turns: int, last: str = "", wanted: bool = False) -> Conversation:
+def chat(
+    rng: Random,
+    weights: dict[str, float],
+    turns: int,
+    last: str = "",
+    wanted: bool = False,
+    sums_thinking: float = 0.5,
+) -> Conversation:
     """A conversation of single questions; only the last turn may think, as the template writes it."""
     messages = _system(rng)
     for _ in range(turns - 1):
         item = draw(SKILLS[_weighted(rng, weights)], rng)
         messages += [{"role": "user", "content": item.user}, _answer(item, False)]
     skill = last.removesuffix("_think") or _weighted(rng, weights)
-    thinking = last.endswith("_think") if last else _thinks(rng, skill)
+    thinking = last.endswith("_think") if last else _thinks(rng, skill, sums_thinking)
     item = draw(SKILLS[skill], rng, wanted)
     messages += [{"role": "user", "content": item.user}, _answer(item, thinking)]
     return Conversation(messages, skill + "_think" * thinking, thinking)
@@ -188,7 +195,7 @@ def memory(
 
 @dataclass(frozen=True)
 class Mix:
-    """Shares of the kinds of conversation, the weights of single questions and the share of pure sums."""
+    """Shares of the kinds of conversation (``sums``: short ones of sums alone) and weights inside them."""
 
     chat: float = 0.72
     tool: float = 0.14
@@ -196,19 +203,22 @@ class Mix:
     sums: float = 0.0
     turns: int = 6
     weights: tuple[tuple[str, float], ...] = tuple(CHAT_WEIGHTS.items())
+    subtraction: float = 1.0  # against 1 for the addition, in conversations of sums
+    sums_thinking: float = 0.5  # share of sums in the last turn that are thought through
 
 
 def training_conversation(rng: Random, mix: Mix, count: Callable[[list[Message]], int]) -> Conversation:
     """One conversation of the mix; refuses to return one with a held-out user message."""
     u = rng.random() * (mix.chat + mix.tool + mix.memory + mix.sums)
     if u < mix.sums:
-        c = chat(rng, {"add": 1.0, "sub": 1.0}, rng.choice([1, 1, 2, 3]))
+        shares = {"add": 1.0, "sub": mix.subtraction}
+        c = chat(rng, shares, rng.choice([1, 1, 2, 3]), sums_thinking=mix.sums_thinking)
     elif u < mix.sums + mix.tool:
         c = tool_conversation(rng, rng.choice([1, 1, 2, 3]))
     elif u < mix.sums + mix.tool + mix.memory:
         c = memory(rng, rng.choice([0, rng.randint(0, 500), rng.randint(0, 1150)]), count)
     else:
-        c = chat(rng, dict(mix.weights), rng.randint(1, mix.turns))
+        c = chat(rng, dict(mix.weights), rng.randint(1, mix.turns), sums_thinking=mix.sums_thinking)
     for m in c.messages:
         if m["role"] == "user" and held_out(m["content"]):
             raise AssertionError("a held-out prompt reached the training data")
