@@ -15,7 +15,7 @@ from .engine import MAX_PREFILL_BESIDE_DECODE, MAX_WAITING, Engine
 from .intake import Intake
 from .model import HybridModel
 from .model_runner import ModelRunner
-from .plan import MAX_SCORED_TOKENS, MemoryPlan, plan_memory
+from .plan import MAX_SCORED_TOKENS, QUERY_TILE, MemoryPlan, plan_memory
 from .prompt import build_prompt
 from .scheduler import Scheduler, SchedulerLimits
 from .tokenizer import Tokenizer
@@ -58,6 +58,7 @@ def load_engine(
         max_prefill_beside_decode=MAX_PREFILL_BESIDE_DECODE,
         max_waiting=MAX_WAITING,
         max_scored_tokens=MAX_SCORED_TOKENS,
+        cut_tokens=QUERY_TILE,
     )
     max_model_len = min(plan.context, blocks.capacity_tokens)
     intake = Intake(

@@ -34,9 +34,18 @@ class SchedulerLimits:
     """Sequences that wait; beyond it `add` raises QueueFull."""
     max_scored_tokens: int
     """Prompt positions a step may score, for each costs a row of logits over the whole vocabulary."""
+    cut_tokens: int = 1
+    """Prompts are cut at multiples of this: at whole tiles of the model the cut changes no bit, so that an answer does not depend on
+    what ran beside its prompt."""
 
     def __post_init__(self) -> None:
-        smallest = min(self.max_running, self.max_prefill_beside_decode, self.max_waiting, self.max_scored_tokens)
+        smallest = min(
+            self.max_running,
+            self.max_prefill_beside_decode,
+            self.max_waiting,
+            self.max_scored_tokens,
+            self.cut_tokens,
+        )
         if smallest < 1:
             raise ValueError(f"limits must be positive: {self}")
         if self.max_batched_tokens < self.max_running:
@@ -137,7 +146,7 @@ class Scheduler:
         num_prefill_tokens = self.limits.max_batched_tokens - len(rows)
         if rows:
             num_prefill_tokens = min(num_prefill_tokens, self.limits.max_prefill_beside_decode)
-        budget = _Budget(num_prefill_tokens, self.limits.max_scored_tokens)
+        budget = _Budget(num_prefill_tokens, self.limits.max_scored_tokens, self.limits.cut_tokens)
         for sequence in self._running:
             if not sequence.is_decoding:
                 budget.add_chunk(rows, sequence)
@@ -197,6 +206,9 @@ class _Budget:
 
     num_tokens: int
     num_scored_tokens: int
+    cut_tokens: int
+    has_given: bool = False
+    """Some prompt has a share already."""
 
     def add_chunk(self, rows: list[ScheduledRow], sequence: Sequence) -> None:
         """As much of the sequence as fits, possibly nothing."""
@@ -205,7 +217,12 @@ class _Budget:
         num_excess = len(row.scored_range) - self.num_scored_tokens
         if num_excess > 0:
             row = ScheduledRow(sequence, start, row.scored_range.stop - num_excess - start)
+        if not row.reads_last_token:
+            aligned = row.end // self.cut_tokens * self.cut_tokens - start
+            if aligned > 0 or self.has_given:  # less than that waits for the next step, but never the first one in line
+                row = ScheduledRow(sequence, start, max(aligned, 0))
         if row.num_tokens > 0:
+            self.has_given = True
             rows.append(row)
             self.num_tokens -= row.num_tokens
             self.num_scored_tokens -= len(row.scored_range)

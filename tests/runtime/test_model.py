@@ -219,6 +219,19 @@ def test_prefill_cut_anywhere(pair, cuts):
         torch.testing.assert_close(cut_cache.columns[i][0], whole_cache.columns[i][0], rtol=1e-3, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_cuts_at_whole_tiles_change_no_bit(seed):
+    """At multiples of 64 tokens: the scheduler cuts there, so that no prompt's result depends on the others' budget."""
+    pair = make_pair(random_shape(seed), seed)
+    ids = ids_of(pair, 210)
+    whole_cache, cut_cache = pair.new_cache(), pair.new_cache()
+    whole = run(pair, whole_cache, ids)
+    last = [run(pair, cut_cache, ids[a:b], start=a)[-1] for a, b in itertools.pairwise([0, 64, 192, 210])][-1]
+    assert torch.equal(last, whole[-1])
+    for i in pair.ours.config.linear_layers:
+        assert torch.equal(cut_cache.states[i][0], whole_cache.states[i][0])
+
+
 def test_sequences_in_one_batch_equal_each_alone(pair):
     """Prefill, single tokens that begin and that go on, all in one step, in an order that interleaves them."""
     long, begun, fresh = ids_of(pair, 70, 1), ids_of(pair, 34, 2), ids_of(pair, 1, 3)

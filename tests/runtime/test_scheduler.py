@@ -22,6 +22,7 @@ def make(
     beside: int = 1000,
     waiting: int = 100,
     scored: int = 5,
+    cut: int = 1,
 ) -> Scheduler:
     limits = SchedulerLimits(
         max_running=slots,
@@ -29,6 +30,7 @@ def make(
         max_prefill_beside_decode=beside,
         max_waiting=waiting,
         max_scored_tokens=scored,
+        cut_tokens=cut,
     )
     return Scheduler(limits, BlockManager(num_blocks=blocks, num_slots=slots, block_tokens=block_tokens))
 
@@ -75,6 +77,20 @@ def test_decode_comes_first_and_prefill_takes_what_is_left() -> None:
     scheduler.add(sequence(2, 4, 1))
     assert shape(step(scheduler)) == [(0, 3, 1), (1, 0, 7)]
     assert shape(step(scheduler)) == [(0, 4, 1), (1, 7, 7)]
+
+
+def test_prompts_are_cut_at_whole_tiles_but_the_first_in_line_always_moves() -> None:
+    scheduler = make(budget=16, cut=8, blocks=64)
+    for seq_id, prompt in enumerate((3, 30, 30)):
+        scheduler.add(sequence(seq_id, prompt, 1))
+    assert shape(step(scheduler)) == [(0, 0, 3), (1, 0, 8)]  # five tokens are left unused
+    assert shape(step(scheduler)) == [(1, 8, 16)]
+    assert shape(step(scheduler)) == [(1, 24, 6), (2, 0, 8)]
+    short = make(budget=5, cut=8)
+    short.add(sequence(0, 12, 1))
+    assert shape(step(short)) == [(0, 0, 5)]  # less than a tile is all that there is
+    assert shape(step(short)) == [(0, 5, 3)]
+    assert shape(step(short)) == [(0, 8, 4)]
 
 
 def test_a_prompt_is_read_in_smaller_chunks_while_others_decode() -> None:
