@@ -54,7 +54,7 @@ check-proto: $(DEV) links
 	$(BIN)/buf breaking build/proto/now.binpb --config proto/buf.yaml --against $(RELEASE)
 
 check-house: $(DEV)
-	$(NICE) $(BIN)/pytest -q -p no:xdist tests/test_architecture.py tests/test_links.py
+	$(NICE) $(BIN)/pytest -q -p no:xdist tests/test_architecture.py tests/test_dependencies.py tests/test_links.py
 
 # Rewrites files, so it is not part of `check`.
 format: $(DEV)
