@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from shoal.kernels.reference.causal_conv import causal_conv, causal_conv_step
+from shoal.kernels.reference.elementwise import in_whole_vectors
 from shoal.kernels.reference.feed_forward import sparse_swiglu, swiglu
 from shoal.kernels.reference.linear import pad_rows, tiled_linear, tiles_of
 from shoal.kernels.reference.norm import gated_rms_norm, rms_norm, unit_norm
@@ -98,3 +99,13 @@ def test_padding_adds_zero_rows_only_where_they_are_missing():
     padded = pad_rows(x, 4)
     assert padded.shape == (8, 3) and torch.equal(padded[:5], x) and not padded[5:].any()
     assert pad_rows(padded, 4) is padded
+
+
+@pytest.mark.parametrize("function", [torch.exp, torch.sigmoid, torch.cos, F.silu, F.softplus])
+@pytest.mark.parametrize("width", [1, 2, 6, 8, 28])
+def test_an_element_is_the_same_wherever_it_stands(width, function):
+    rows = normal(40, width)
+    whole = in_whole_vectors(function, rows)
+    torch.testing.assert_close(whole, function(rows))
+    for begin in (0, 8, 32):
+        assert torch.equal(in_whole_vectors(function, rows[begin : begin + 8].clone()), whole[begin : begin + 8])
