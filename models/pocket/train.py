@@ -25,7 +25,7 @@ from models.pocket.model import Pocket, initialise
 from models.pocket.optimiser import Optimiser
 from models.pocket.tokenizer import Encoder, load
 
-STEPS = 3600
+STEPS = 3720
 PEAK = 4e-3
 WARMUP = 40
 CONSTANT = 0.30  # share of the steps at the peak rate, then linear to FINAL * PEAK
@@ -36,12 +36,13 @@ HARD = (("add", 10.0), ("sub", 10.0), ("sort", 22.0), ("reverse", 16.0), ("occur
 LETTERS = (("add", 2.0), ("sub", 2.0), ("sort", 18.0), ("reverse", 20.0), ("occurrences", 30.0), ("length", 16.0),
            ("greet", 2.0), ("copy", 10.0), ("json", 14.0), ("unknown", 3.0))  # fmt: skip
 # (first step of the phase as a share of all steps, mix): everything, then the hard questions, then mostly sums,
-# at last sums and letters
+# at last letters and sums without a thought
 PHASES: list[tuple[float, Mix]] = [
     (0.00, Mix(chat=0.60, tool=0.12, memory=0.12, sums=0.16)),
-    (0.3306, Mix(chat=0.52, tool=0.10, memory=0.06, sums=0.32, weights=HARD)),
-    (0.5195, Mix(chat=0.28, tool=0.06, memory=0.04, sums=0.62, weights=HARD)),
-    (0.7223, Mix(chat=0.37, tool=0.05, memory=0.03, sums=0.55, weights=LETTERS, subtraction=1.3, sums_thinking=0.35)),
+    (0.3200, Mix(chat=0.52, tool=0.10, memory=0.06, sums=0.32, weights=HARD)),
+    (0.5028, Mix(chat=0.28, tool=0.06, memory=0.04, sums=0.62, weights=HARD)),
+    (0.6990, Mix(chat=0.37, tool=0.05, memory=0.03, sums=0.55, weights=LETTERS, subtraction=1.3, sums_thinking=0.35)),
+    (0.8603, Mix(chat=0.36, tool=0.03, memory=0.02, sums=0.59, weights=LETTERS, subtraction=1.7, sums_thinking=0.2)),
 ]
 
 
