@@ -82,7 +82,7 @@ class Controller:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then end within five seconds. Raises ServiceFailed when it cannot listen."""
-        config = self._config
+        config, failure = self._config, ""
         try:
             async with asyncio.TaskGroup() as group:
                 grpc_port = await self._grpc.start(config.grpc.host, config.grpc.port)
@@ -104,13 +104,16 @@ class Controller:
                 for task in background:
                     task.cancel()
         except* AddressInUse as group_failed:
-            raise ServiceFailed(str(group_failed.exceptions[0])) from None
+            failure = str(group_failed.exceptions[0])
         except* OSError as group_failed:
             error = group_failed.exceptions[0]
             cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise ServiceFailed(f"cannot listen on {config.http}: {cause}") from None
+            failure = f"cannot listen on {config.http}: {cause}"
         finally:
             await self._close_store()
+        # Not raised inside `except*`: Python before 3.11.4 would wrap it in a group.
+        if failure:
+            raise ServiceFailed(failure)
 
     def _announce(self, http_port: int, grpc_port: int) -> None:
         http, grpc = Address(self._config.http.host, http_port), Address(self._config.grpc.host, grpc_port)
