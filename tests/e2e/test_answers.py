@@ -131,7 +131,7 @@ def test_a_long_stream_is_spread_over_its_time(fleet: Fleet) -> None:
         start = time.monotonic()
         times = [at for at, event in stream_events(client, "/v1/completions", body) if event is not None]
         end = time.monotonic()
-    assert len(times) >= 20
+    assert len(times) >= 10
     assert times[-1] - times[0] > 0.5 * (end - start)
 
 

@@ -123,7 +123,7 @@ def test_a_client_that_goes_away_frees_its_sequence(single: Fleet) -> None:
         for number, _ in enumerate(response.iter_lines()):
             if number > 10:
                 break
-        wait_for("the running request on /metrics", lambda: single.metric("shoal_requests_running") == 1, 5)
+        wait_for("the running request on /metrics", lambda: single.metric("shoal_requests_running") == 1, 10)
     wait_for("an idle engine after the client left", lambda: is_idle(single), 1.5)
     assert wait_for("the aborted request in the count", lambda: single.metric("shoal_requests_total") == counted + 1, 2)
 
@@ -133,7 +133,7 @@ def test_a_client_that_goes_away_without_streaming_frees_its_sequence_too(single
     address = urlsplit(single.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port)
     connection.request("POST", "/v1/completions", json.dumps(LONG), {"Content-Type": "application/json"})
-    wait_for("the running request on /metrics", lambda: single.metric("shoal_requests_running") == 1, 5)
+    wait_for("the running request on /metrics", lambda: single.metric("shoal_requests_running") == 1, 10)
     connection.close()
     wait_for("an idle engine after the client left", lambda: is_idle(single), 1.5)
 
