@@ -13,14 +13,20 @@ from shoal.proto.v1 import inference_pb2
 from .backend import Backend
 from .errors import NotFound
 
+ALIAS = "auto"
 
-def model_view(model: inference_pb2.Model) -> dict[str, Any]:
-    """One model. `created` is 0: nobody knows when weights were made, and OpenAI's clients want a number."""
+
+def model_view(model: inference_pb2.Model, root: str) -> dict[str, Any]:
+    """One model; `root` is the one that an alias stands for, else its own id.
+
+    `created` is 0: nobody knows when weights were made, and OpenAI's clients want a number.
+    """
     return {
         "id": model.id,
         "object": "model",
         "created": 0,
         "owned_by": "shoal",
+        "root": root,
         "max_model_len": model.max_model_len,
         "size": model.size,
         "format": model.format,
@@ -30,16 +36,20 @@ def model_view(model: inference_pb2.Model) -> dict[str, Any]:
 
 
 def models_routes(backend: Backend) -> list[BaseRoute]:
-    """The alias `auto` comes last, with the fields of the model that it stands for."""
+    """The alias `auto` comes last, with the fields of the model that it stands for, which is the first."""
+
+    def views() -> list[dict[str, Any]]:
+        models = backend.models()
+        return [model_view(model, models[0].id if model.id == ALIAS else model.id) for model in models]
 
     async def list_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [model_view(model) for model in backend.models()]})
+        return JSONResponse({"object": "list", "data": views()})
 
     async def show_model(request: Request) -> Response:
         wanted = request.path_params["model_id"]
-        for model in backend.models():
-            if model.id == wanted:
-                return JSONResponse(model_view(model))
+        for view in views():
+            if view["id"] == wanted:
+                return JSONResponse(view)
         raise NotFound(f"no node serves a model {wanted!r}", param="model", code="model_not_found")
 
     return [

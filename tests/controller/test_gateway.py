@@ -68,7 +68,7 @@ async def test_models_and_the_alias() -> None:
     async with connected(FakeBackend()) as client:
         listed = (await client.get("/v1/models")).json()
         assert listed["object"] == "list"
-        assert [model["id"] for model in listed["data"]] == ["tiny", "auto"]
+        assert [(model["id"], model["root"]) for model in listed["data"]] == [("tiny", "tiny"), ("auto", "tiny")]
         shown = (await client.get("/v1/models/tiny")).json()
         assert shown == listed["data"][0]
         assert shown["max_model_len"] == 512
