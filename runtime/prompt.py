@@ -63,7 +63,7 @@ def build_prompt(
     if isinstance(prompt, IdsPrompt):
         return _build_from_ids(prompt.token_ids, tokenizer)
     if isinstance(prompt, TextPrompt):
-        _check_length([prompt.text], tokenizer, context, "prompt")
+        _check_length([prompt.text], tokenizer, context, "prompt", tokenizer.encode_raw)
         ids = tokenizer.encode_raw(prompt.text, add_special_tokens=True)
         return BuiltPrompt(ids, prompt.text, is_chat=False)
     if template is None:
@@ -74,14 +74,23 @@ def build_prompt(
         raise MessagesInvalid("the conversation is nested too deeply", "messages") from error
 
 
-def _check_length(texts: Iterable[str], tokenizer: Tokenizer, context: int | None, param: str) -> None:
+def _check_length(
+    texts: Iterable[str], tokenizer: Tokenizer, context: int | None, param: str, encode: Callable[[str], list[int]]
+) -> None:
     if context is None:
         return
-    fewest = sum(map(tokenizer.fewest_tokens, texts))
-    if fewest > context * MAX_CONTEXTS:
-        raise ContextTooLong(
-            f"{param}: {fewest} tokens at least, far beyond this model's context of {context} tokens", param
-        )
+    bound = context * MAX_CONTEXTS
+    fewest = 0
+    for text in texts:
+        fewest += tokenizer.fewest_tokens(text)
+        # Much text is judged by its beginning: a tokenizer of few words makes nearly as many tokens as there are letters.
+        beginning = bound + context
+        if fewest <= bound and len(text) > 2 * beginning:
+            fewest = max(fewest, len(encode(text[:beginning])))
+        if fewest > bound:
+            raise ContextTooLong(
+                f"{param}: {fewest} tokens at least, far beyond this model's context of {context} tokens", param
+            )
 
 
 def _build_from_ids(token_ids: list[int], tokenizer: Tokenizer) -> BuiltPrompt:
@@ -113,7 +122,7 @@ def _build_from_conversation(
         add_generation_prompt=prompt.add_generation_prompt,
     )
     texts = (segment for segment in rendered.segments if isinstance(segment, str))
-    _check_length(texts, tokenizer, context, "messages")
+    _check_length(texts, tokenizer, context, "messages", tokenizer.encode_plain)
     return BuiltPrompt(
         tokenizer.encode_segments(rendered.segments),
         rendered.text,

@@ -187,6 +187,19 @@ def test_what_is_sure_to_be_too_long_is_refused_before_it_is_encoded(tokenizer, 
     assert fits.ids == build_prompt(conversation(user("a" * 100)), tokenizer, template_35).ids
 
 
+@pytest.mark.parametrize("is_chat", [True, False])
+def test_much_text_is_judged_by_its_beginning(is_chat: bool, tokenizer: Tokenizer, template_35: ChatTemplate) -> None:
+    context = 64
+    text = "\u4e9c\u00e9" * 4000  # no word of the vocabulary: every byte is a token
+    prompt = conversation(user(text)) if is_chat else TextPrompt(text)
+    with pytest.raises(ContextTooLong) as raised:
+        build_prompt(prompt, tokenizer, template_35, context=context)
+    assert raised.value.param == ("messages" if is_chat else "prompt")
+    # Control strings are one token each in raw text, however many letters they have.
+    many = TextPrompt("<|im_start|>" * 200)
+    assert len(build_prompt(many, tokenizer, template_35, context=context).ids) == 200
+
+
 def test_without_a_template_there_is_no_chat(tokenizer):
     with pytest.raises(TemplateFailed, match="no chat template"):
         build_prompt(conversation(user()), tokenizer, None)
