@@ -19,6 +19,7 @@ from .options_cli import (
     sampling_options,
     take_engine_options,
 )
+from .thread_waiting import wait_passively
 from .wire import Conversation, DeltaKind, IdsPrompt, Output, Prompt, Request, Sampling, TextPrompt
 
 MAX_IDS_FILE_BYTES = 64 * 1024 * 1024
@@ -87,6 +88,7 @@ def generate(
     try:
         directory = resolve_model(model)
         # Here and not above: `--help` and wrong options must not wait for torch.
+        wait_passively()
         from .loading import load_engine
 
         engine = load_engine(directory, options).engine

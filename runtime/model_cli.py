@@ -19,6 +19,7 @@ from .model_dirs import ModelNotFound, resolve_model
 from .model_facts import checkpoint_facts, published_facts, render_facts
 from .options_cli import engine_options, take_engine_options
 from .sizes import SIZES
+from .thread_waiting import wait_passively
 
 __all__ = ["score", "show", "synth"]
 
@@ -70,6 +71,7 @@ def score(model: str, ids_path: Path, splits: list[int], out: Path, **values: An
     with _faults():
         directory = resolve_model(model)
         # Here and not above: `--help` and wrong options must not wait for torch.
+        wait_passively()
         from .score import score_directory
 
         num_tokens = score_directory(directory, ids_path, out, options, splits)

@@ -32,6 +32,7 @@ from .intake_thread import IntakeThread
 from .mailbox import Mailbox
 from .open_requests import OpenRequests
 from .refusals import error_info
+from .thread_waiting import wait_passively
 
 END_GRACE_S = 0.5
 """After the end of stdin: what a step may still take before the process leaves it."""
@@ -57,6 +58,7 @@ Work = PreparedRequest | wire.Abort
 def load_configured(configure: wire.Configure) -> tuple[Engine, wire.Ready]:
     """Raises RuntimeFault: a wrong option or a model that cannot be served."""
     # torch takes seconds to import, and the end of stdin must be seen from the first moment.
+    wait_passively()
     from .loading import load_engine
     from .ready_frame import ready_frame
 
