@@ -3,6 +3,7 @@
 #
 #   make up ARGS='--once "What is 17 + 25?"'    a whole fleet on this machine
 #   make test                                   every test that needs no GPU, browser, database server or long time
+#   make test-slow                              the tests that take minutes
 #   make check                                  style, types, generated code, wire compatibility, architecture, links
 #   make bench                                  numbers of this machine, as JSON in build/bench
 #   make eval-pocket                            the committed small model's scores
@@ -26,7 +27,7 @@ PROTOS  := $(sort $(wildcard proto/v1/*.proto))
 PROTOC   = $(BIN)/python -P -m grpc_tools.protoc -Ishoal/proto=proto
 RELEASE := proto/released/v0.1.binpb
 
-.PHONY: up test check check-style check-types check-proto check-house format bench eval-pocket wheel proto proto-release constraints clean links
+.PHONY: up test test-slow check check-style check-types check-proto check-house format bench eval-pocket wheel proto proto-release constraints clean links
 .DELETE_ON_ERROR:
 
 up: $(RUN)
@@ -36,6 +37,9 @@ test: $(DEV)
 	@$(NICE) $(BIN)/pytest $(PYTEST) $(ARGS)
 
 # `make -k check` goes on after the first complaint.
+test-slow: $(DEV)
+	@$(NICE) $(BIN)/pytest -p no:xdist -m slow $(ARGS)
+
 check: check-style check-types check-proto check-house
 
 check-style: $(DEV)
@@ -65,8 +69,8 @@ bench: $(DEV)
 	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(NICE) $(BIN)/python tests/bench/matvec.py
 	@OMP_NUM_THREADS=1 $(NICE) $(BIN)/python tests/bench/decode.py
 
-eval-pocket: $(RUN)
-	@$(BIN)/shoal model eval pocket $(ARGS)
+eval-pocket: $(DEV)
+	@$(NICE) $(BIN)/python -m models.pocket.evaluate $(ARGS)
 
 wheel: $(DEV)
 	@$(NICE) $(BIN)/pytest -p no:xdist -m wheel tests/test_wheel.py $(ARGS)
