@@ -25,24 +25,39 @@ from models.pocket.model import Pocket, initialise
 from models.pocket.optimiser import Optimiser
 from models.pocket.tokenizer import Encoder, load
 
-STEPS = 3720
+STEPS = 4410
 PEAK = 4e-3
 WARMUP = 40
-CONSTANT = 0.30  # share of the steps at the peak rate, then linear to FINAL * PEAK
+CONSTANT = 0.30  # share of the first cycle's steps at the peak rate, then linear to FINAL * PEAK
 FINAL = 0.01
+SECOND = 3850 / 4410  # share of the steps after which the second cycle begins, for what the first has left behind
+SECOND_PEAK = 0.2  # of PEAK; linear to FINAL * PEAK
 
 HARD = (("add", 10.0), ("sub", 10.0), ("sort", 22.0), ("reverse", 16.0), ("occurrences", 18.0), ("length", 9.0),
         ("greet", 3.0), ("copy", 5.0), ("json", 16.0), ("unknown", 3.0))  # fmt: skip
 LETTERS = (("add", 2.0), ("sub", 2.0), ("sort", 18.0), ("reverse", 20.0), ("occurrences", 30.0), ("length", 16.0),
            ("greet", 2.0), ("copy", 10.0), ("json", 14.0), ("unknown", 3.0))  # fmt: skip
-# (first step of the phase as a share of all steps, mix): everything, then the hard questions, then mostly sums,
-# at last letters and sums without a thought
+COUNTS = (("add", 4.0), ("sub", 8.0), ("sort", 14.0), ("reverse", 12.0), ("occurrences", 60.0), ("length", 8.0),
+          ("greet", 2.0), ("copy", 5.0), ("json", 8.0), ("unknown", 2.0))  # fmt: skip
+# (first step of the phase as a share of all steps, mix): everything, then the hard questions, then mostly sums, then letters and
+# sums without a thought; in the second cycle subtractions and occurrences
 PHASES: list[tuple[float, Mix]] = [
     (0.00, Mix(chat=0.60, tool=0.12, memory=0.12, sums=0.16)),
-    (0.3200, Mix(chat=0.52, tool=0.10, memory=0.06, sums=0.32, weights=HARD)),
-    (0.5028, Mix(chat=0.28, tool=0.06, memory=0.04, sums=0.62, weights=HARD)),
-    (0.6990, Mix(chat=0.37, tool=0.05, memory=0.03, sums=0.55, weights=LETTERS, subtraction=1.3, sums_thinking=0.35)),
-    (0.8603, Mix(chat=0.36, tool=0.03, memory=0.02, sums=0.59, weights=LETTERS, subtraction=1.7, sums_thinking=0.2)),
+    (0.3092 * SECOND, Mix(chat=0.52, tool=0.10, memory=0.06, sums=0.32, weights=HARD)),
+    (0.4858 * SECOND, Mix(chat=0.28, tool=0.06, memory=0.04, sums=0.62, weights=HARD)),
+    (
+        0.6754 * SECOND,
+        Mix(chat=0.37, tool=0.05, memory=0.03, sums=0.55, weights=LETTERS, subtraction=1.3, sums_thinking=0.35),
+    ),
+    (
+        0.8312 * SECOND,
+        Mix(chat=0.36, tool=0.03, memory=0.02, sums=0.59, weights=LETTERS, subtraction=1.7, sums_thinking=0.2),
+    ),
+    (
+        0.9351 * SECOND,
+        Mix(chat=0.33, tool=0.02, memory=0.02, sums=0.63, weights=LETTERS, subtraction=2.5, sums_thinking=0.15),
+    ),
+    (SECOND, Mix(chat=0.36, tool=0.03, memory=0.03, sums=0.58, weights=COUNTS, subtraction=4.0, sums_thinking=0.12)),
 ]
 
 
@@ -52,14 +67,16 @@ def mix_at(step: int, steps: int) -> Mix:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """The learning rate: warm-up, constant, linear decay."""
+    """The learning rate: warm-up, constant, linear decay; then the second cycle's decay from a lower peak."""
     if step < WARMUP:
         return PEAK * (step + 1) / WARMUP
-    hold = CONSTANT * steps
+    first = SECOND * steps
+    if step >= round(first):
+        return PEAK * (FINAL + (SECOND_PEAK - FINAL) * (steps - step) / (steps - first))
+    hold = CONSTANT * first
     if step < hold:
         return PEAK
-    left = (steps - step) / (steps - hold)
-    return PEAK * (FINAL + (1 - FINAL) * left)
+    return PEAK * (FINAL + (1 - FINAL) * (first - step) / (first - hold))
 
 
 def loss_of(model: Pocket, batch: Batch) -> torch.Tensor:
