@@ -27,7 +27,7 @@ ENGINE_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--kv-format", {"type": click.Choice(["auto", "bf16"]), "help": "Attention cache as kept.  [default: auto]"}),
     ("--context", {"type": click.IntRange(min=1), "help": "Tokens of prompt and answer together."}),
     ("--parallel", {"type": click.IntRange(min=1), "help": "Sequences decoded side by side on each agent."}),
-    ("--threads", {"type": click.IntRange(min=1), "help": "Threads of each engine.  [default: cores / agents]"}),
+    ("--threads", {"type": click.IntRange(min=1), "help": "Threads of each engine; several agents share the cores."}),
     ("--memory", {"type": str, "help": "Budget of each agent, for example 4GiB.  [default: what the machine has]"}),
     ("--isa", {"type": str, "help": "Instruction set of the native kernels, for tests.  [default: auto]"}),
 )
@@ -76,7 +76,8 @@ def up(
     Ctrl-C ends everything.
     """
     free = "127.0.0.1:0" if once is not None else None
-    engine["threads"] = engine["threads"] or default_threads(agents)
+    if agents > 1:
+        engine["threads"] = engine["threads"] or default_threads(agents)
     config = UpConfig(
         http=http or free or HTTP_DEFAULT,
         grpc=grpc or free or GRPC_DEFAULT,

@@ -42,7 +42,7 @@ class EngineOptions:
     parallel: int = DEFAULT_PARALLEL
     """Sequences that are decoded side by side at most."""
     threads: int | None = None
-    """CPU threads of one step. None: the library's choice."""
+    """CPU threads of one step. None: one for a small model, else the library's choice."""
     memory: int | None = None
     """Budget in bytes of everything that the engine holds. None: unlimited, the plan is what it is."""
     isa: str = "auto"
