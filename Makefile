@@ -66,7 +66,6 @@ format: $(DEV)
 	$(BIN)/ruff format .
 
 bench: $(DEV)
-	@OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(NICE) $(BIN)/python tests/bench/matvec.py
 	@OMP_NUM_THREADS=1 $(NICE) $(BIN)/python tests/bench/decode.py
 
 eval-pocket: $(DEV)

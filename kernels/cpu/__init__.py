@@ -1,5 +1,5 @@
-"""C++ kernels for CPUs; importing this loads the compiled module and numpy, nothing else."""
+"""C++ kernels for CPUs; importing this loads the compiled module, nothing else."""
 
-from .module import UnsupportedIsa, available_isas, best_isa, matvec_bf16
+from .module import UnsupportedIsa, available_isas, best_isa
 
-__all__ = ["UnsupportedIsa", "available_isas", "best_isa", "matvec_bf16"]
+__all__ = ["UnsupportedIsa", "available_isas", "best_isa"]

@@ -1,8 +1,5 @@
-"""Types of the compiled module. What the functions mean stands in `module.py`."""
-
-from typing import Any
+"""Types of the compiled module. What the functions mean stands beside the Python that calls them."""
 
 class UnsupportedIsa(ValueError): ...
 
-def matvec_bf16(w: Any, x: Any, out: Any, isa: str) -> None: ...
 def available_isas() -> tuple[str, ...]: ...

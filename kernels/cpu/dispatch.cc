@@ -4,7 +4,7 @@
 
 #include "kernels.h"
 
-#if defined(SHOAL_HAVE_AVX2)
+#if defined(SHOAL_X86)
 #if defined(_MSC_VER)
 #include <intrin.h>
 #else
@@ -15,7 +15,7 @@
 namespace shoal {
 namespace {
 
-#if defined(SHOAL_HAVE_AVX2)
+#if defined(SHOAL_X86)
 
 struct Registers {
   std::uint32_t eax, ebx, ecx, edx;
@@ -48,17 +48,39 @@ std::uint64_t saved_register_files() {
 #endif
 }
 
-bool has_avx2() {
-  constexpr std::uint32_t kFma = 1u << 12, kOsxsave = 1u << 27, kAvx = 1u << 28;  // leaf 1, ECX
-  constexpr std::uint32_t kAvx2 = 1u << 5;                                        // leaf 7, EBX
-  constexpr std::uint64_t kXmmYmm = 0x6;
-  const std::uint32_t wanted = kFma | kOsxsave | kAvx;
-  if ((cpuid(1, 0).ecx & wanted) != wanted) return false;
-  if ((saved_register_files() & kXmmYmm) != kXmmYmm) return false;
-  return (cpuid(7, 0).ebx & kAvx2) != 0;
-}
+constexpr bool all(std::uint32_t bits, std::uint32_t wanted) { return (bits & wanted) == wanted; }
 
-#endif  // SHOAL_HAVE_AVX2
+struct Processor {
+  bool avx2 = false, avxvnni = false, evexvnni = false, avx512 = false;
+
+  Processor() {
+    constexpr std::uint32_t kFma = 1u << 12, kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;  // leaf 1, ECX
+    constexpr std::uint32_t kAvx2 = 1u << 5;                                                          // leaf 7, EBX
+    constexpr std::uint32_t kAvx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // leaf 7, EBX: F, DQ, BW, VL
+    constexpr std::uint32_t kVbmi = 1u << 1, kVnni = 1u << 11;                    // leaf 7, ECX
+    constexpr std::uint32_t kAvxVnni = 1u << 4;                                   // leaf 7, subleaf 1, EAX
+    constexpr std::uint64_t kXmmYmm = 0x6, kOpmaskZmm = 0xe0;
+    if (!all(cpuid(1, 0).ecx, kFma | kOsxsave | kAvx | kF16c)) return;
+    const std::uint64_t saved = saved_register_files();
+    const Registers seven = cpuid(7, 0);
+    avx2 = (saved & kXmmYmm) == kXmmYmm && all(seven.ebx, kAvx2);
+    avxvnni = avx2 && seven.eax >= 1 && all(cpuid(7, 1).eax, kAvxVnni);
+    const bool zmm = avx2 && (saved & kOpmaskZmm) == kOpmaskZmm && all(seven.ebx, kAvx512);
+    evexvnni = zmm && all(seven.ecx, kVnni);
+    avx512 = evexvnni && all(seven.ecx, kVbmi);
+  }
+};
+
+constexpr Kernels kAvx512Table = {"avx512", &direct_avx512, &tiled_avx512, &delta_avx512, &attention_avx512, &rows_avx512};
+constexpr Kernels kAvxVnniTable = {"avxvnni", &direct_avxvnni, &tiled_avxvnni, &delta_avx2, &attention_avx2, &rows_avx2};
+constexpr Kernels kEvexVnniTable = {"avxvnni",     &direct_evexvnni, &tiled_evexvnni,
+                                    &delta_avx2, &attention_avx2,  &rows_avx2};
+constexpr Kernels kAvx2Table = {"avx2", &direct_avx2, &tiled_avx2, &delta_avx2, &attention_avx2, &rows_avx2};
+
+#endif  // SHOAL_X86
+
+constexpr Kernels kScalarTable = {"scalar",      &direct_scalar,    &tiled_scalar,
+                                  &delta_scalar, &attention_scalar, &rows_scalar};
 
 constexpr std::size_t kMaxTables = 8;
 
@@ -66,13 +88,20 @@ struct Available {
   const Kernels* tables[kMaxTables + 1] = {};
   std::size_t num = 0;
 
-  void add(const Kernels* table) { tables[num++] = table; }
+  void add(const Kernels& table) { tables[num++] = &table; }
 
   Available() {
-#if defined(SHOAL_HAVE_AVX2)
-    if (has_avx2()) add(&kernels_avx2);
+#if defined(SHOAL_X86)
+    const Processor processor;
+    if (processor.avx512) add(kAvx512Table);
+    if (processor.avxvnni) {
+      add(kAvxVnniTable);
+    } else if (processor.evexvnni) {
+      add(kEvexVnniTable);
+    }
+    if (processor.avx2) add(kAvx2Table);
 #endif
-    add(&kernels_scalar);
+    add(kScalarTable);
   }
 };
 

@@ -7,13 +7,13 @@ by ten.  No user message of a training conversation is held out.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 from typing import Any
 
-from models.pocket.skills import SKILLS, Item
+from models.pocket.skills import SKILLS, Item, subtraction
 from models.pocket.tool_talk import ROUNDS, TOOLS, ToolRound
 from models.pocket.words import CITIES, NAMES, word
 
@@ -84,15 +84,16 @@ def chat(
     last: str = "",
     wanted: bool = False,
     sums_thinking: float = 0.5,
+    makers: Mapping[str, Callable[[Random], Item]] = SKILLS,
 ) -> Conversation:
     """A conversation of single questions; only the last turn may think, as the template writes it."""
     messages = _system(rng)
     for _ in range(turns - 1):
-        item = draw(SKILLS[_weighted(rng, weights)], rng)
+        item = draw(makers[_weighted(rng, weights)], rng)
         messages += [{"role": "user", "content": item.user}, _answer(item, False)]
     skill = last.removesuffix("_think") or _weighted(rng, weights)
     thinking = last.endswith("_think") if last else _thinks(rng, skill, sums_thinking)
-    item = draw(SKILLS[skill], rng, wanted)
+    item = draw(makers[skill], rng, wanted)
     messages += [{"role": "user", "content": item.user}, _answer(item, thinking)]
     return Conversation(messages, skill + "_think" * thinking, thinking)
 
@@ -205,6 +206,7 @@ class Mix:
     weights: tuple[tuple[str, float], ...] = tuple(CHAT_WEIGHTS.items())
     subtraction: float = 1.0  # against 1 for the addition, in conversations of sums
     sums_thinking: float = 0.5  # share of sums in the last turn that are thought through
+    negative: float | None = None  # share of differences below zero, in conversations of sums
 
 
 def training_conversation(rng: Random, mix: Mix, count: Callable[[list[Message]], int]) -> Conversation:
@@ -212,7 +214,8 @@ def training_conversation(rng: Random, mix: Mix, count: Callable[[list[Message]]
     u = rng.random() * (mix.chat + mix.tool + mix.memory + mix.sums)
     if u < mix.sums:
         shares = {"add": 1.0, "sub": mix.subtraction}
-        c = chat(rng, shares, rng.choice([1, 1, 2, 3]), sums_thinking=mix.sums_thinking)
+        makers = {**SKILLS, "sub": partial(subtraction, negative=mix.negative)}
+        c = chat(rng, shares, rng.choice([1, 1, 2, 3]), sums_thinking=mix.sums_thinking, makers=makers)
     elif u < mix.sums + mix.tool:
         c = tool_conversation(rng, rng.choice([1, 1, 2, 3]))
     elif u < mix.sums + mix.tool + mix.memory:

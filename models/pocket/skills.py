@@ -125,9 +125,12 @@ def _add(rng: Random) -> Item:
     return Item(user, f"{a} + {b} = {a + b}", addition_thought(a, b))
 
 
-def _sub(rng: Random) -> Item:
+def subtraction(rng: Random, negative: float | None = None) -> Item:
+    """A difference; ``negative`` is the share of those below zero (or equal to it), about 0.1 when None."""
     a, b = _operands(rng)
-    if a < b and rng.random() < 0.8:
+    if negative is not None:
+        a, b = (min(a, b), max(a, b)) if rng.random() < negative else (max(a, b), min(a, b))
+    elif a < b and rng.random() < 0.8:
         a, b = b, a
     shapes = [
         f"How much is {a} minus {b}?", f"What is {a} minus {b}?", f"How much is {a} - {b}?",
@@ -250,7 +253,7 @@ SKILLS: dict[str, Callable[[Random], Item]] = {
     "greet": _greet,
     "unknown": _unknown,
     "add": _add,
-    "sub": _sub,
+    "sub": subtraction,
     "copy": _copy,
     "reverse": _reverse,
     "length": _length,

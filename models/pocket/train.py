@@ -25,13 +25,14 @@ from models.pocket.model import Pocket, initialise
 from models.pocket.optimiser import Optimiser
 from models.pocket.tokenizer import Encoder, load
 
-STEPS = 4410
+STEPS = 6310
 PEAK = 4e-3
 WARMUP = 40
 CONSTANT = 0.30  # share of the first cycle's steps at the peak rate, then linear to FINAL * PEAK
 FINAL = 0.01
-SECOND = 3850 / 4410  # share of the steps after which the second cycle begins, for what the first has left behind
-SECOND_PEAK = 0.2  # of PEAK; linear to FINAL * PEAK
+# (share of the steps at which a further cycle begins, for what the earlier have left behind, its peak as a share of PEAK)
+SECOND, THIRD = 3850 / STEPS, 4410 / STEPS
+CYCLES = ((SECOND, 0.2), (THIRD, 0.4))
 
 HARD = (("add", 10.0), ("sub", 10.0), ("sort", 22.0), ("reverse", 16.0), ("occurrences", 18.0), ("length", 9.0),
         ("greet", 3.0), ("copy", 5.0), ("json", 16.0), ("unknown", 3.0))  # fmt: skip
@@ -40,7 +41,7 @@ LETTERS = (("add", 2.0), ("sub", 2.0), ("sort", 18.0), ("reverse", 20.0), ("occu
 COUNTS = (("add", 4.0), ("sub", 8.0), ("sort", 14.0), ("reverse", 12.0), ("occurrences", 60.0), ("length", 8.0),
           ("greet", 2.0), ("copy", 5.0), ("json", 8.0), ("unknown", 2.0))  # fmt: skip
 # (first step of the phase as a share of all steps, mix): everything, then the hard questions, then mostly sums, then letters and
-# sums without a thought; in the second cycle subtractions and occurrences
+# sums without a thought; in the second cycle subtractions and occurrences; in the third differences below zero
 PHASES: list[tuple[float, Mix]] = [
     (0.00, Mix(chat=0.60, tool=0.12, memory=0.12, sums=0.16)),
     (0.3092 * SECOND, Mix(chat=0.52, tool=0.10, memory=0.06, sums=0.32, weights=HARD)),
@@ -58,6 +59,12 @@ PHASES: list[tuple[float, Mix]] = [
         Mix(chat=0.33, tool=0.02, memory=0.02, sums=0.63, weights=LETTERS, subtraction=2.5, sums_thinking=0.15),
     ),
     (SECOND, Mix(chat=0.36, tool=0.03, memory=0.03, sums=0.58, weights=COUNTS, subtraction=4.0, sums_thinking=0.12)),
+    (
+        THIRD,
+        Mix(
+            chat=0.30, tool=0.03, memory=0.03, sums=0.64, weights=COUNTS, subtraction=4.0, sums_thinking=0.1, negative=0.4
+        ),
+    ),
 ]
 
 
@@ -67,12 +74,15 @@ def mix_at(step: int, steps: int) -> Mix:
 
 
 def rate_at(step: int, steps: int) -> float:
-    """The learning rate: warm-up, constant, linear decay; then the second cycle's decay from a lower peak."""
+    """The learning rate: warm-up, constant, linear decay; then a decay from a lower peak in each further cycle."""
     if step < WARMUP:
         return PEAK * (step + 1) / WARMUP
+    ends = [start * steps for start, _ in CYCLES[1:]] + [float(steps)]
+    for (start, peak), end in reversed(list(zip(CYCLES, ends, strict=True))):
+        begin = start * steps
+        if step >= round(begin):
+            return PEAK * (FINAL + (peak - FINAL) * (end - step) / (end - begin))
     first = SECOND * steps
-    if step >= round(first):
-        return PEAK * (FINAL + (SECOND_PEAK - FINAL) * (steps - step) / (steps - first))
     hold = CONSTANT * first
     if step < hold:
         return PEAK

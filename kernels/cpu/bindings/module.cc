@@ -1,0 +1,27 @@
+// The extension module: which instruction sets there are, and the parts that the other files of this folder bind.
+#include "bindings/arrays.h"
+
+namespace shoal {
+
+const Kernels& kernels_named(const std::string& isa) {
+  if (const Kernels* table = find_kernels(isa.c_str())) return *table;
+  std::string names;
+  for (auto table = available_kernels(); *table; ++table) names += std::string(" ") + (*table)->isa;
+  throw UnsupportedIsa("this machine or build has no kernels named '" + isa + "'; it has: auto" + names);
+}
+
+namespace {
+
+nb::tuple available_isas() {
+  nb::list names;
+  for (auto table = available_kernels(); *table; ++table) names.append(nb::str((*table)->isa));
+  return nb::tuple(names);
+}
+
+}  // namespace
+}  // namespace shoal
+
+NB_MODULE(_cpu, m) {
+  nanobind::exception<shoal::UnsupportedIsa>(m, "UnsupportedIsa", PyExc_ValueError);
+  m.def("available_isas", &shoal::available_isas);
+}
