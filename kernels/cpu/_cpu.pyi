@@ -1,5 +1,56 @@
 """Types of the compiled module. What the functions mean stands beside the Python that calls them."""
 
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+_U8: TypeAlias = NDArray[np.uint8]
+_I32: TypeAlias = NDArray[np.int32]
+_F32: TypeAlias = NDArray[np.float32]
+
 class UnsupportedIsa(ValueError): ...
 
 def available_isas() -> tuple[str, ...]: ...
+
+# engine.py
+class UnsupportedShape(ValueError): ...
+
+def check_shape(shape: dict[str, Any]) -> None: ...
+def expected_tensors(shape: dict[str, Any], weight_format: str) -> list[tuple[str, str, int, int, int, int]]: ...
+def pool_bytes(shape: dict[str, Any], sizes: dict[str, Any], weight_format: str) -> dict[str, int]: ...
+
+class Engine:
+    def __init__(
+        self,
+        shape: dict[str, Any],
+        sizes: dict[str, Any],
+        path: str | None,
+        buffer: _U8 | None,
+        tensors: list[tuple[str, str, int, int, int, int]],
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def pool_bytes(self) -> dict[str, int]: ...
+    @property
+    def allocations_in_last_step(self) -> int: ...
+    def step(
+        self,
+        token_ids: _I32,
+        rows: _I32,
+        tables: _I32,
+        full_at: _I32,
+        full: _F32,
+        top: _I32,
+        adjust_ids: _I32,
+        adjust_values: _F32,
+        top_ids: _I32,
+        top_adjusted: _F32,
+        top_logits: _F32,
+    ) -> None: ...
+    def copy_slot(self, source: int, target: int) -> None: ...
+    def copy_page(self, source: int, target: int) -> None: ...
+    def read_columns(self, layer: int, slot: int, out: _F32) -> None: ...
+    def read_state(self, layer: int, slot: int, position: int, out: _F32) -> None: ...
+    def read_past(self, layer: int, table: _I32, values: bool, out: _F32) -> None: ...
