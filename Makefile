@@ -4,6 +4,7 @@
 #   make up ARGS='--once "What is 17 + 25?"'    a whole fleet on this machine
 #   make test                                   every test that needs no GPU, browser, database server or long time
 #   make test-slow                              the tests that take minutes
+#   make test-sanitize                          the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make check                                  style, types, generated code, wire compatibility, architecture, links
 #   make bench                                  numbers of this machine, as JSON in build/bench
 #   make eval-pocket                            the committed small model's scores
@@ -27,7 +28,7 @@ PROTOS  := $(sort $(wildcard proto/v1/*.proto))
 PROTOC   = $(BIN)/python -P -m grpc_tools.protoc -Ishoal/proto=proto
 RELEASE := proto/released/v0.1.binpb
 
-.PHONY: up test test-slow check check-style check-types check-proto check-house format bench eval-pocket wheel proto proto-release constraints clean links
+.PHONY: up test test-slow test-sanitize check check-style check-types check-proto check-house format bench eval-pocket wheel proto proto-release constraints clean links
 .DELETE_ON_ERROR:
 
 up: $(RUN)
@@ -39,6 +40,17 @@ test: $(DEV)
 # `make -k check` goes on after the first complaint.
 test-slow: $(DEV)
 	@$(NICE) $(BIN)/pytest -p no:xdist -m slow $(ARGS)
+
+# A module of its own beside the usual one: an environment that borrows the packages of .venv, and only its own `shoal`.
+SANITIZE := build/sanitize
+test-sanitize: $(DEV)
+	@$(PYTHON) -m venv --without-pip $(SANITIZE)/venv
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(SANITIZE)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	$(NICE) $(BIN)/python -m pip --python $(SANITIZE)/venv/bin/python install --quiet --no-build-isolation --no-deps \
+	  -C build-dir=$(SANITIZE)/cmake -C cmake.define.SHOAL_SANITIZE=ON -e .
+	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" $(NICE) \
+	  $(SANITIZE)/venv/bin/python -P -m pytest -p no:xdist --timeout 1200 tests/kernels -k cpu $(ARGS)
 
 check: check-style check-types check-proto check-house
 
