@@ -54,3 +54,38 @@ class Engine:
     def read_columns(self, layer: int, slot: int, out: _F32) -> None: ...
     def read_state(self, layer: int, slot: int, position: int, out: _F32) -> None: ...
     def read_past(self, layer: int, table: _I32, values: bool, out: _F32) -> None: ...
+
+# bindings/attention.cc: one layer of one sequence, all its kv heads. rows [n, 2 * (heads + kv_heads) * head_dim],
+# cos and sin [n, rotary_dim / 2], pool of whole pages, pages: where the positions from 0 on lie; kv_format bf16 or int8.
+def attention_store(
+    isa: str,
+    rows: _F32,
+    position: int,
+    cos: _F32,
+    sin: _F32,
+    k_norm: _F32,
+    pool: _U8,
+    kv_format: str,
+    pages: _I32,
+    heads: int,
+    kv_heads: int,
+    eps: float,
+) -> None: ...
+def attention_attend(
+    isa: str,
+    rows: _F32,
+    position: int,
+    cos: _F32,
+    sin: _F32,
+    q_norm: _F32,
+    pool: _U8,
+    kv_format: str,
+    pages: _I32,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    eps: float,
+    out: _F32,
+    begin: int,
+    end: int,
+) -> None: ...

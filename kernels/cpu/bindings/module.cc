@@ -24,4 +24,5 @@ nb::tuple available_isas() {
 NB_MODULE(_cpu, m) {
   nanobind::exception<shoal::UnsupportedIsa>(m, "UnsupportedIsa", PyExc_ValueError);
   m.def("available_isas", &shoal::available_isas);
+  shoal::bind_attention(m);
 }
