@@ -108,6 +108,8 @@ struct RowKernels {
   void (*score)(const Table& table, const std::int32_t* ids, std::size_t count, const float* x, float* out);
 };
 
+struct LimitKernels;  // limits/limits.h: loops of the machine's limits, for benchmarks
+
 struct Kernels {
   const char* isa;  // as users spell it: "scalar", "avx2", "avxvnni", "avx512"
   const DirectKernels* direct;
@@ -115,6 +117,7 @@ struct Kernels {
   const DeltaKernels* delta;
   const AttentionKernels* attention;
   const RowKernels* rows;
+  const LimitKernels* limits;
 };
 
 // The tables that this build has and this machine can run, best first, ended by a null pointer. Never empty: "scalar" is
@@ -137,6 +140,7 @@ SHOAL_TABLE TiledKernels tiled_scalar, tiled_avx2, tiled_avxvnni, tiled_evexvnni
 SHOAL_TABLE DeltaKernels delta_scalar, delta_avx2, delta_avx512;
 SHOAL_TABLE AttentionKernels attention_scalar, attention_avx2, attention_avx512;
 SHOAL_TABLE RowKernels rows_scalar, rows_avx2, rows_avx512;
+SHOAL_TABLE LimitKernels limits_scalar, limits_avx2, limits_avxvnni, limits_evexvnni, limits_avx512;
 #undef SHOAL_TABLE
 
 }  // namespace shoal
