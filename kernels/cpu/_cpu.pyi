@@ -94,3 +94,37 @@ def time_read(isa: str, data: Any, loop: int, threads: int, repetitions: int) ->
 def time_dot_int8(isa: str, rounds: int, threads: int, repetitions: int) -> list[tuple[float, int]]: ...
 def time_fma_f32(isa: str, rounds: int, threads: int, repetitions: int) -> list[tuple[float, int]]: ...
 def limit_operations(isa: str) -> tuple[int, int]: ...
+
+# Gated DeltaNet of one layer of one sequence. x [n, 2 Hk Dk + Hv Dv + Hv Dv] (q, k, v, z), gates [n, 2 Hv] (b, a) and out
+# [n, Hv Dv] may have rows that stand apart.
+def delta_state_floats(key_heads: int, value_heads: int, key_dim: int, value_dim: int) -> int: ...
+def delta_advance(
+    isa: str,
+    key_heads: int,
+    value_heads: int,
+    key_dim: int,
+    value_dim: int,
+    conv: _F32,
+    decay: _F32,
+    dt_bias: _F32,
+    norm: _F32,
+    eps: float,
+    state: _F32,
+    x: _F32,
+    gates: _F32,
+    position: int,
+    out: _F32,
+) -> None: ...
+def delta_state(
+    isa: str,
+    key_heads: int,
+    value_heads: int,
+    key_dim: int,
+    value_dim: int,
+    state: _F32,
+    position: int,
+    out: _F32,
+) -> None: ...
+
+# The lanes' operations by name, over a multiple of 256 elements.
+def vector_map(isa: str, name: str, x: _F32, y: _F32) -> None: ...

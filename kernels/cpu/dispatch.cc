@@ -72,18 +72,18 @@ struct Processor {
 };
 
 constexpr Kernels kAvx512Table = {"avx512",          &direct_avx512, &tiled_avx512, &delta_avx512,
-                                  &attention_avx512, &rows_avx512,   &limits_avx512};
+                                  &attention_avx512, &rows_avx512,   &limits_avx512, &vector_avx512};
 constexpr Kernels kAvxVnniTable = {"avxvnni",       &direct_avxvnni, &tiled_avxvnni, &delta_avx2,
-                                   &attention_avx2, &rows_avx2,      &limits_avxvnni};
+                                   &attention_avx2, &rows_avx2,      &limits_avxvnni, &vector_avx2};
 constexpr Kernels kEvexVnniTable = {"avxvnni",       &direct_evexvnni, &tiled_evexvnni, &delta_avx2,
-                                    &attention_avx2, &rows_avx2,       &limits_evexvnni};
+                                    &attention_avx2, &rows_avx2,       &limits_evexvnni, &vector_avx2};
 constexpr Kernels kAvx2Table = {"avx2",          &direct_avx2, &tiled_avx2, &delta_avx2,
-                                &attention_avx2, &rows_avx2,   &limits_avx2};
+                                &attention_avx2, &rows_avx2,   &limits_avx2, &vector_avx2};
 
 #endif  // SHOAL_X86
 
 constexpr Kernels kScalarTable = {"scalar",          &direct_scalar, &tiled_scalar, &delta_scalar,
-                                  &attention_scalar, &rows_scalar,   &limits_scalar};
+                                  &attention_scalar, &rows_scalar,   &limits_scalar, &vector_scalar};
 
 constexpr std::size_t kMaxTables = 8;
 

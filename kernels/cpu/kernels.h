@@ -46,6 +46,8 @@ struct DeltaWeights {
   float eps;
 };
 
+constexpr std::size_t kMaxDeltaDim = 1024;  // of key_dim and value_dim
+
 // Gated DeltaNet.
 struct DeltaKernels {
   // One key head, with its value heads, of n consecutive tokens of one sequence: convolution, SiLU, unit norms, gates,
@@ -110,6 +112,14 @@ struct RowKernels {
 
 struct LimitKernels;  // limits/limits.h: loops of the machine's limits, for benchmarks
 
+// The lanes' operations over arrays of n floats, n a multiple of 256: what holds the sets to the same bits is tested here.
+struct VectorKernels {
+  struct Map {
+    const char* name;
+    void (*apply)(const float* x, std::size_t n, float* y);
+  } maps[11];
+};
+
 struct Kernels {
   const char* isa;  // as users spell it: "scalar", "avx2", "avxvnni", "avx512"
   const DirectKernels* direct;
@@ -118,6 +128,7 @@ struct Kernels {
   const AttentionKernels* attention;
   const RowKernels* rows;
   const LimitKernels* limits;
+  const VectorKernels* vector;
 };
 
 // The tables that this build has and this machine can run, best first, ended by a null pointer. Never empty: "scalar" is
@@ -141,6 +152,7 @@ SHOAL_TABLE DeltaKernels delta_scalar, delta_avx2, delta_avx512;
 SHOAL_TABLE AttentionKernels attention_scalar, attention_avx2, attention_avx512;
 SHOAL_TABLE RowKernels rows_scalar, rows_avx2, rows_avx512;
 SHOAL_TABLE LimitKernels limits_scalar, limits_avx2, limits_avxvnni, limits_evexvnni, limits_avx512;
+SHOAL_TABLE VectorKernels vector_scalar, vector_avx2, vector_avx512;
 #undef SHOAL_TABLE
 
 }  // namespace shoal

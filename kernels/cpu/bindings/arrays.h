@@ -57,5 +57,6 @@ void bind_rows(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_convert(nb::module_& m);
 void bind_limits(nb::module_& m);
+void bind_vector(nb::module_& m);
 
 }  // namespace shoal

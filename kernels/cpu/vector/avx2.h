@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace shoal {
@@ -73,6 +74,67 @@ inline float largest(V a) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+inline V insert(V a, std::size_t at, float x) {
+  const __m256i place = _mm256_set1_epi32(static_cast<int>(at));
+  const __m256 value = _mm256_set1_ps(x);
+  const __m256i lo = _mm256_cmpeq_epi32(place, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const __m256i hi = _mm256_cmpeq_epi32(place, _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15));
+  return {_mm256_blendv_ps(a.lo, value, _mm256_castsi256_ps(lo)), _mm256_blendv_ps(a.hi, value, _mm256_castsi256_ps(hi))};
+}
+inline __m256 low_pairs(__m256 a, __m256 b) {
+  return _mm256_castpd_ps(_mm256_unpacklo_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+}
+inline __m256 high_pairs(__m256 a, __m256 b) {
+  return _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(a), _mm256_castps_pd(b)));
+}
+inline void load_quads_8(const float* p, __m256 t[4]) {
+  const __m256 y0 = _mm256_loadu_ps(p), y1 = _mm256_loadu_ps(p + 8);
+  const __m256 y2 = _mm256_loadu_ps(p + 16), y3 = _mm256_loadu_ps(p + 24);
+  const __m256 p0 = _mm256_permute2f128_ps(y0, y2, 0x20), p1 = _mm256_permute2f128_ps(y0, y2, 0x31);
+  const __m256 p2 = _mm256_permute2f128_ps(y1, y3, 0x20), p3 = _mm256_permute2f128_ps(y1, y3, 0x31);
+  const __m256 a = _mm256_unpacklo_ps(p0, p1), b = _mm256_unpackhi_ps(p0, p1);
+  const __m256 c = _mm256_unpacklo_ps(p2, p3), d = _mm256_unpackhi_ps(p2, p3);
+  t[0] = low_pairs(a, c);
+  t[1] = high_pairs(a, c);
+  t[2] = low_pairs(b, d);
+  t[3] = high_pairs(b, d);
+}
+inline void load_quads(const float* p, V t[4]) {
+  __m256 lo[4], hi[4];
+  load_quads_8(p, lo);
+  load_quads_8(p + 32, hi);
+  for (int j = 0; j < 4; ++j) t[j] = {lo[j], hi[j]};
+}
+inline void transpose_8(__m256 r[8]) {
+  for (int g = 0; g < 8; g += 4) {  // within blocks of 4 x 4
+    const __m256 a = _mm256_unpacklo_ps(r[g], r[g + 1]), b = _mm256_unpackhi_ps(r[g], r[g + 1]);
+    const __m256 c = _mm256_unpacklo_ps(r[g + 2], r[g + 3]), d = _mm256_unpackhi_ps(r[g + 2], r[g + 3]);
+    r[g] = low_pairs(a, c);
+    r[g + 1] = high_pairs(a, c);
+    r[g + 2] = low_pairs(b, d);
+    r[g + 3] = high_pairs(b, d);
+  }
+  for (int c = 0; c < 4; ++c) {  // then the blocks themselves
+    const __m256 low = r[c], high = r[4 + c];
+    r[c] = _mm256_permute2f128_ps(low, high, 0x20);
+    r[4 + c] = _mm256_permute2f128_ps(low, high, 0x31);
+  }
+}
+inline void transpose(V r[16]) {
+  __m256 quarter[4][8];  // rows 0-7 lanes 0-7; rows 0-7 lanes 8-15; rows 8-15 lanes 0-7; rows 8-15 lanes 8-15
+  for (int i = 0; i < 8; ++i) {
+    quarter[0][i] = r[i].lo;
+    quarter[1][i] = r[i].hi;
+    quarter[2][i] = r[8 + i].lo;
+    quarter[3][i] = r[8 + i].hi;
+  }
+  for (int i = 0; i < 4; ++i) transpose_8(quarter[i]);
+  for (int i = 0; i < 8; ++i) {
+    r[i] = {quarter[0][i], quarter[2][i]};
+    r[8 + i] = {quarter[1][i], quarter[3][i]};
+  }
+}
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 inline float fma1(float a, float b, float c) {
   return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
 }

@@ -1,8 +1,17 @@
 // Sixteen f32 lanes in one AVX-512 register. What each name means stands in scalar.h.
 #pragma once
 
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13  // its own header warns of registers meant to be undefined
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 
+#include <cstddef>
 #include <cstdint>
 
 namespace shoal {
@@ -56,6 +65,47 @@ inline float largest(V a) {
   s = _mm_max_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
+inline V insert(V a, std::size_t at, float x) {
+  return _mm512_mask_mov_ps(a, static_cast<__mmask16>(1u << at), _mm512_set1_ps(x));
+}
+inline void load_quads(const float* p, V t[4]) {
+  const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);  // j = 0, then 1
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(2));                               // j = 2, then 3
+  const V a = load(p), b = load(p + 16), c = load(p + 32), d = load(p + 48);
+  const V low01 = _mm512_permutex2var_ps(a, first, b), high01 = _mm512_permutex2var_ps(c, first, d);
+  const V low23 = _mm512_permutex2var_ps(a, second, b), high23 = _mm512_permutex2var_ps(c, second, d);
+  t[0] = _mm512_shuffle_f32x4(low01, high01, 0x44);
+  t[1] = _mm512_shuffle_f32x4(low01, high01, 0xee);
+  t[2] = _mm512_shuffle_f32x4(low23, high23, 0x44);
+  t[3] = _mm512_shuffle_f32x4(low23, high23, 0xee);
+}
+inline V low_pairs(V a, V b) {
+  return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+inline V high_pairs(V a, V b) {
+  return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
+}
+inline void transpose(V r[16]) {
+  // Within blocks of 4 x 4: afterwards block b of r[4 g + c] is column 4 b + c of rows 4 g .. 4 g + 3.
+  for (int g = 0; g < 16; g += 4) {
+    const V a = _mm512_unpacklo_ps(r[g], r[g + 1]), b = _mm512_unpackhi_ps(r[g], r[g + 1]);
+    const V c = _mm512_unpacklo_ps(r[g + 2], r[g + 3]), d = _mm512_unpackhi_ps(r[g + 2], r[g + 3]);
+    r[g] = low_pairs(a, c);
+    r[g + 1] = high_pairs(a, c);
+    r[g + 2] = low_pairs(b, d);
+    r[g + 3] = high_pairs(b, d);
+  }
+  for (int c = 0; c < 4; ++c) {  // then the blocks themselves
+    const V even_low = _mm512_shuffle_f32x4(r[c], r[4 + c], 0x88), odd_low = _mm512_shuffle_f32x4(r[c], r[4 + c], 0xdd);
+    const V even_high = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0x88);
+    const V odd_high = _mm512_shuffle_f32x4(r[8 + c], r[12 + c], 0xdd);
+    r[c] = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    r[4 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    r[8 + c] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+    r[12 + c] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+}
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 inline float fma1(float a, float b, float c) {
   return _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)));
 }

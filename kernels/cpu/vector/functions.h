@@ -25,5 +25,25 @@ inline V exp(V x) {
 inline V sigmoid(V x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x)))); }
 inline V silu(V x) { return mul(x, sigmoid(x)); }
 
+// log(1 + y) for 0 <= y <= 1, error below 3 units in the last place: 2 atanh(s) with s = y / (2 + y) <= 1/3, the series
+// up to s^15 (the next term is below 2^-26).
+inline V log1p_unit(V y) {
+  const V s = div(y, add(y, set1(2.0f)));
+  const V s2 = mul(s, s);
+  V p = set1(1.0f / 15.0f);
+  p = fma(p, s2, set1(1.0f / 13.0f));
+  p = fma(p, s2, set1(1.0f / 11.0f));
+  p = fma(p, s2, set1(1.0f / 9.0f));
+  p = fma(p, s2, set1(1.0f / 7.0f));
+  p = fma(p, s2, set1(1.0f / 5.0f));
+  p = fma(p, s2, set1(1.0f / 3.0f));
+  return mul(add(s, s), fma(p, s2, set1(1.0f)));
+}
+
+// log(1 + exp(x)); 0 below -87.3.
+inline V softplus(V x) {
+  return add(max(x, zero()), log1p_unit(exp(min(x, sub(zero(), x)))));
+}
+
 }  // namespace
 }  // namespace shoal

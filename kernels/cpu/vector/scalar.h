@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -72,6 +73,28 @@ inline float largest(V a) {
     for (int i = 0; i < width; ++i) a.lane[i] = a.lane[i] > a.lane[i + width] ? a.lane[i] : a.lane[i + width];
   return a.lane[0];
 }
+// a with lane `at` replaced by x
+inline V insert(V a, std::size_t at, float x) {
+  a.lane[at] = x;
+  return a;
+}
+// p[64] holds four numbers a lane: t[j] = p[4 * lane + j]
+inline void load_quads(const float* p, V t[4]) {
+  for (int j = 0; j < 4; ++j)
+    for (int i = 0; i < 16; ++i) t[j].lane[i] = p[4 * i + j];
+}
+// lane j of r[i] and lane i of r[j] change places
+inline void transpose(V r[16]) {
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float x = r[i].lane[j];
+      r[i].lane[j] = r[j].lane[i];
+      r[j].lane[i] = x;
+    }
+  }
+}
+// Asks for the cache line of p; p need not be readable.
+inline void prefetch(const void*) {}
 inline float fma1(float a, float b, float c) { return std::fma(a, b, c); }
 
 #undef SHOAL_LANES
