@@ -9,24 +9,10 @@
 
 #include "layout.h"
 
-#if defined(_MSC_VER) && defined(SHOAL_X86)
-#include <xmmintrin.h>
-#endif
-
 namespace shoal {
 namespace {
 
 constexpr int kTileRows = 6;
-
-inline void prefetch(const void* p) {
-#if defined(__GNUC__)
-  __builtin_prefetch(p);
-#elif defined(SHOAL_X86)
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-#else
-  static_cast<void>(p);
-#endif
-}
 
 // How a tile reads keys and values. kStreams: they come from memory, and the tile asks for what is needed next.
 struct Bf16 {
