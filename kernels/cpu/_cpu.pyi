@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 _U8: TypeAlias = NDArray[np.uint8]
+_I8: TypeAlias = NDArray[np.int8]
+_I16: TypeAlias = NDArray[np.int16]
 _I32: TypeAlias = NDArray[np.int32]
 _F32: TypeAlias = NDArray[np.float32]
-from typing import Any
 
 class UnsupportedIsa(ValueError): ...
 
@@ -128,3 +129,21 @@ def delta_state(
 
 # The lanes' operations by name, over a multiple of 256 elements.
 def vector_map(isa: str, name: str, x: _F32, y: _F32) -> None: ...
+
+# bindings/direct.cc: x [n, cols] is quantised, then multiplied with panels [first_panel, first_panel + num_panels) of the
+# packed matrix [rows, cols] (num_panels -1: all that are left); out [n, rows], or [n, rows / 2] where store is 2.
+# format 0 int4, 1 int8, 2 bf16; store 0 set, 1 add, 2 swiglu. q [n, padded], scale and sum256 [n, padded / 256], sum16
+# [n, padded / 16], padded being cols up to a multiple of 256.
+def quantise(x: _F32, q: _I8, scale: _F32, sum16: _I16, sum256: _I32, isa: str = "auto") -> None: ...
+def direct_multiply(
+    format: int,
+    weights: _U8,
+    rows: int,
+    cols: int,
+    x: _F32,
+    out: _F32,
+    store: int = 0,
+    isa: str = "auto",
+    first_panel: int = 0,
+    num_panels: int = -1,
+) -> None: ...

@@ -257,7 +257,8 @@ def quantise(x: np.ndarray) -> Quantised:
     """scale = largest / 127; q = x * (127 / largest) to the nearest, ties to even. A block of nothing but magnitudes below
     2^-100 has scale 0 and zeros; one with a NaN or an infinity has scale NaN and zeros."""
     n = x.shape[0]
-    blocks = padded(x.astype(np.float32), 1, BLOCK).reshape(n, -1, BLOCK)
+    num_blocks = up(x.shape[1], BLOCK) // BLOCK
+    blocks = padded(x.astype(np.float32), 1, BLOCK).reshape(n, num_blocks, BLOCK)
     bad = ~np.isfinite(blocks).all(-1)
     blocks = np.where(bad[..., None], np.float32(0), blocks)
     largest = np.abs(blocks).max(-1, initial=0)
@@ -267,8 +268,10 @@ def quantise(x: np.ndarray) -> Quantised:
     q = np.rint(blocks * (np.float32(127) / largest)[..., None])
     q = np.where(small[..., None], 0, q).astype(np.int8)
     scale = np.where(bad, np.float32(np.nan), np.where(small, np.float32(0), scale))
-    sum16 = (-16 * q.reshape(n, -1, GROUP).sum(-1, dtype=np.int32)).astype(np.int16)
-    return Quantised(q.reshape(n, -1), scale, sum16, -128 * q.sum(-1, dtype=np.int32))
+    groups = q.reshape(n, num_blocks * BLOCK // GROUP, GROUP).sum(-1, dtype=np.int32)
+    return Quantised(
+        q.reshape(n, num_blocks * BLOCK), scale, (-16 * groups).astype(np.int16), -128 * q.sum(-1, dtype=np.int32)
+    )
 
 
 def product(weights: Weights, x: np.ndarray) -> np.ndarray:

@@ -28,4 +28,5 @@ NB_MODULE(_cpu, m) {
   shoal::bind_limits(m);
   shoal::bind_delta(m);
   shoal::bind_vector(m);
+  shoal::bind_direct(m);
 }
