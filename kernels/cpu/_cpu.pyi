@@ -147,3 +147,17 @@ def direct_multiply(
     first_panel: int = 0,
     num_panels: int = -1,
 ) -> None: ...
+
+# bindings/tiled.cc: the same of many rows, with the same arguments.
+def tiled_multiply(
+    format: int,
+    weights: _U8,
+    rows: int,
+    cols: int,
+    x: _F32,
+    out: _F32,
+    store: int = 0,
+    isa: str = "auto",
+    first_panel: int = 0,
+    num_panels: int = -1,
+) -> None: ...

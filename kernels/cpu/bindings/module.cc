@@ -26,6 +26,7 @@ NB_MODULE(_cpu, m) {
   m.def("available_isas", &shoal::available_isas);
   shoal::bind_attention(m);
   shoal::bind_limits(m);
+  shoal::bind_tiled(m);
   shoal::bind_delta(m);
   shoal::bind_vector(m);
   shoal::bind_direct(m);
