@@ -7,6 +7,7 @@
 #   make test-sanitize                          the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make check                                  style, types, generated code, wire compatibility, architecture, links
 #   make bench                                  numbers of this machine, as JSON in build/bench
+#   make bench-cpu ARGS='--cells "0.8B/*"'       the native engine beside its peers and the machine's limits
 #   make eval-pocket                            the committed small model's scores
 #   make wheel                                  build the wheel and try it in a fresh environment
 #   make format | proto | constraints | clean   tidy the code; regenerate gRPC's; pin what is installed; remove what was built
@@ -28,7 +29,7 @@ PROTOS  := $(sort $(wildcard proto/v1/*.proto))
 PROTOC   = $(BIN)/python -P -m grpc_tools.protoc -Ishoal/proto=proto
 RELEASE := proto/released/v0.1.binpb
 
-.PHONY: up test test-slow test-sanitize check check-style check-types check-proto check-house format bench eval-pocket wheel proto proto-release constraints clean links
+.PHONY: up test test-slow test-sanitize check check-style check-types check-proto check-house format bench bench-cpu eval-pocket wheel proto proto-release constraints clean links
 .DELETE_ON_ERROR:
 
 up: $(RUN)
@@ -79,6 +80,11 @@ format: $(DEV)
 
 bench: $(DEV)
 	@OMP_NUM_THREADS=1 $(NICE) $(BIN)/python tests/bench/decode.py
+
+# gguf writes the peers' files; the peers themselves are named by environment variables (tests/bench/contestants.py).
+bench-cpu: $(DEV)
+	@$(BIN)/python -c 'import gguf' 2>/dev/null || $(PIP) 'gguf>=0.17,<1'
+	@$(NICE) $(BIN)/python tests/bench/cpu.py $(ARGS)
 
 eval-pocket: $(DEV)
 	@$(NICE) $(BIN)/python -m models.pocket.evaluate $(ARGS)

@@ -1,0 +1,187 @@
+"""Who is measured, and how each is asked for a cell's figure. Every measurement is a process of its own.
+
+    SHOAL_BENCH_LLAMA          llama.cpp's llama-bench, built for this machine; without it an importable llama_cpp serves
+    SHOAL_BENCH_LLAMA_AVX2     the same built without AVX-512, beside --isa avx2 and avxvnni
+    SHOAL_BENCH_IK             ik_llama.cpp's llama-bench, built for this machine
+
+The first token's time is that of a whole process that loads the model, reads 16 tokens and computes one row of logits, its
+end included: what someone waits who types a command. All files are in the page cache by then.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import model_files
+import process
+from cells import BEST_ISA, IK, LLAMA, LLAMA_AVX2, PEER_TYPES, TRANSFORMERS, Cell
+from rows import SHOAL
+from samples import Measurement
+
+GENERATED = {"0.8B": 64, "2B": 48, "4B": 32, "9B": 16}
+"""Tokens of a decode repetition: about a second."""
+HERE = Path(__file__).parent
+
+
+class Contestant(Protocol):
+    name: str
+
+    def prepare(self, cell: Cell) -> None:
+        """Makes the files. Raises ModelMissing."""
+
+    def measure(self, cell: Cell) -> Measurement:
+        """Raises ContestantFailed."""
+
+
+def repetitions(cell: Cell) -> int:
+    """Within one process: more where one is short."""
+    heavy = (cell.metric != "decode" and cell.tokens > 512) or cell.tokens > 2048
+    return 1 if heavy or (cell.size in ("4B", "9B") and cell.metric == "prefill") else 3
+
+
+def as_measurement(
+    cell: Cell, done: process.Finished, values: tuple[float, ...], switches: int | None = None
+) -> Measurement:
+    """What the cell asks of a finished process."""
+    if cell.metric == "first_token":
+        values = (done.seconds,)
+    elif cell.metric == "resident":
+        values = (done.resident_bytes / 1e6,)
+    counted = done.switches if switches is None else switches
+    return Measurement(values, done.seconds, counted, done.resident_bytes)
+
+
+@dataclass(frozen=True)
+class LlamaBench:
+    """A llama-bench binary. The two projects' differ in a few options."""
+
+    name: str
+    binary: str
+    fork: bool = False
+
+    def prepare(self, cell: Cell) -> None:
+        model_files.gguf_file(cell.size, PEER_TYPES[self.name][cell.format])
+
+    def arguments(self, cell: Cell) -> list[str]:
+        if cell.metric == "first_token":
+            return ["-p", str(cell.tokens), "-n", "0", "-r", "1", *(["-w", "0"] if self.fork else ["--no-warmup"])]
+        if cell.metric == "prefill":
+            return ["-p", str(cell.tokens), "-n", "0", "-r", str(repetitions(cell))]
+        generated = GENERATED[cell.size]
+        if cell.metric == "decode" and cell.tokens and self.fork:
+            return ["-p", "0", "-n", "0", "-gp", f"{cell.tokens},{generated}", "-r", str(repetitions(cell))]
+        depth = ["-d", str(cell.tokens)] if cell.metric == "decode" and cell.tokens else []
+        return ["-p", "0", "-n", str(generated), *depth, "-r", str(repetitions(cell))]
+
+    def measure(self, cell: Cell) -> Measurement:
+        model = model_files.gguf_file(cell.size, PEER_TYPES[self.name][cell.format])
+        command = [self.binary, "-m", str(model), "-t", str(cell.threads), "-o", "json", *self.arguments(cell)]
+        libraries = {"LD_LIBRARY_PATH": str(Path(self.binary).resolve().parent)}
+        done = process.run(command, libraries)
+        return as_measurement(cell, done, llama_values(done.output))
+
+
+def llama_values(output: str) -> tuple[float, ...]:
+    """Tokens a second of every repetition of the last test that llama-bench printed; log lines may stand before."""
+    begin = re.search(r"^\[\s*$", output, re.MULTILINE)
+    if begin is None:
+        raise process.ContestantFailed(f"llama-bench printed no JSON: {output[-200:]!r}")
+    return tuple(float(value) for value in json.loads(output[begin.start() :])[-1]["samples_ts"])
+
+
+@dataclass(frozen=True)
+class Script:
+    """A peer that is a Python package: a script beside this one loads it and prints samples as JSON."""
+
+    name: str
+    script: str
+
+    def model(self, cell: Cell) -> Path:
+        if self.name == TRANSFORMERS:
+            return model_files.shoal_directory(cell.size, "bf16")
+        return model_files.gguf_file(cell.size, PEER_TYPES[self.name][cell.format])
+
+    def prepare(self, cell: Cell) -> None:
+        self.model(cell)
+
+    def measure(self, cell: Cell) -> Measurement:
+        prompt = cell.tokens if cell.metric in ("prefill", "first_token") else 0
+        depth = cell.tokens if cell.metric == "decode" else 0
+        generate = GENERATED[cell.size] if cell.metric in ("decode", "resident") else 0
+        command = [
+            sys.executable, str(HERE / self.script), str(self.model(cell)), "--threads", str(cell.threads),
+            "--prompt", str(prompt), "--depth", str(depth), "--gen", str(generate),
+            "--repetitions", "0" if cell.metric == "first_token" else str(repetitions(cell)),
+        ]  # fmt: skip
+        done = process.run(command, {"OMP_NUM_THREADS": str(cell.threads)})
+        return as_measurement(cell, done, tuple(json.loads(done.output)["samples_ts"]))
+
+
+@dataclass(frozen=True)
+class Shoal:
+    """Ours; `isa` instead of the cell's where it stands beside itself."""
+
+    name: str = SHOAL
+    isa: str | None = None
+
+    def prepare(self, cell: Cell) -> None:
+        model_files.shoal_directory(cell.size, cell.format)
+
+    def measure(self, cell: Cell) -> Measurement:
+        model = str(model_files.shoal_directory(cell.size, cell.format))
+        engine = ["--backend", "cpu", "--threads", str(cell.threads), "--isa", self.isa or cell.isa]
+        if cell.metric == "first_token":
+            with tempfile.NamedTemporaryFile("w", suffix=".json") as ids:
+                json.dump(list(range(100, 100 + cell.tokens)), ids)
+                ids.flush()
+                command = ["generate", model, "--ids", ids.name, "--max-tokens", "1", *engine]
+                return as_measurement(cell, process.run([model_files.shoal(), *command]), ())
+        prompt = cell.tokens if cell.metric == "prefill" else 0
+        depth = cell.tokens if cell.metric == "decode" else 0
+        generate = GENERATED[cell.size] if cell.metric != "prefill" else 0
+        command = ["bench", model, "--prompt", str(prompt), "--gen", str(generate), "--depth", str(depth), *engine]
+        done = process.run([model_files.shoal(), *command, "--json"])
+        return as_measurement(cell, done, shoal_values(done.output, "prefill" if prompt else "decode"))
+
+
+def shoal_values(output: str, phase: str) -> tuple[float, ...]:
+    """Tokens a second of the undisturbed repetitions; of all where none was."""
+    repetitions = json.loads(output)["repetitions"]
+    quiet = [one for one in repetitions if not one["involuntary_switches"]] or repetitions
+    return tuple(float(one[f"{phase}_tokens_per_s"]) for one in quiet)
+
+
+def contestants(cell: Cell, environment: Mapping[str, str] = os.environ) -> tuple[list[Contestant], list[str]]:
+    """(who takes part in a cell, who is missing and why)."""
+    found: list[Contestant] = [Shoal()]
+    missing = []
+    llama, avx2, ik = (environment.get(f"SHOAL_BENCH_{name}") for name in ("LLAMA", "LLAMA_AVX2", "IK"))
+    if cell.isa != "auto":
+        found.append(Shoal(BEST_ISA, "auto"))
+        if avx2:
+            found.append(LlamaBench(LLAMA_AVX2, avx2))
+        else:
+            missing.append(f"{LLAMA_AVX2}: SHOAL_BENCH_LLAMA_AVX2 is not set")
+        return found, missing
+    if cell.metric == "token_bytes":
+        return found, missing
+    if llama:
+        found.append(LlamaBench(LLAMA, llama))
+    elif importlib.util.find_spec("llama_cpp"):
+        found.append(Script(LLAMA, "run_llama_cpp.py"))
+    else:
+        missing.append(f"{LLAMA}: SHOAL_BENCH_LLAMA is not set and llama_cpp cannot be imported")
+    if ik:
+        found.append(LlamaBench(IK, ik, fork=True))
+    else:
+        missing.append(f"{IK}: SHOAL_BENCH_IK is not set")
+    if cell.format == "bf16" and cell.size == "0.8B":
+        found.append(Script(TRANSFORMERS, "run_transformers.py"))
+    return found, missing
