@@ -161,3 +161,20 @@ def tiled_multiply(
     first_panel: int = 0,
     num_panels: int = -1,
 ) -> None: ...
+# bindings/convert.cc; kernels/cpu/quantise.py says what they do
+def quantise_weights(
+    layout: str,
+    source: NDArray[Any],
+    source_type: str,
+    rows: int,
+    cols: int,
+    out: _U8,
+    *,
+    importance: _F32 | None = None,
+    sigma: _F32 | None = None,
+    exact: str = "rows8",
+    approximation: _F32 | None = None,
+    threads: int = 1,
+    isa: str = "auto",
+) -> tuple[bool, float, float, float, float]: ...
+def dequantise_weights(layout: str, packed: _U8, rows: int, cols: int, out: _F32) -> None: ...

@@ -25,6 +25,7 @@ NB_MODULE(_cpu, m) {
   nanobind::exception<shoal::UnsupportedIsa>(m, "UnsupportedIsa", PyExc_ValueError);
   m.def("available_isas", &shoal::available_isas);
   shoal::bind_attention(m);
+  shoal::bind_convert(m);
   shoal::bind_limits(m);
   shoal::bind_tiled(m);
   shoal::bind_delta(m);

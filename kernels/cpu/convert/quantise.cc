@@ -1,0 +1,327 @@
+// The parts of quantisation that need no vectors: reading the source, the byte layouts, errors, threads.
+#include "convert/quantise.h"
+
+#include <cmath>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "convert/half.h"
+
+namespace shoal {
+namespace {
+
+constexpr float kLargestInt8 = 127.0f;
+
+std::size_t blocks_of(std::size_t cols) { return (cols + kBlockCols - 1) / kBlockCols; }
+
+bool is_table(Layout layout) { return layout == Layout::kRows8 || layout == Layout::kRows16; }
+
+std::size_t block_bytes_of(Layout layout) { return block_bytes(static_cast<Format>(layout)); }
+
+// Bytes of `rows` rows of a table, or of one panel.
+std::size_t stripe_bytes(Layout layout, std::size_t rows, std::size_t cols) {
+  if (layout == Layout::kRows8) return rows * blocks_of(cols) * (kBlockCols + 2);
+  if (layout == Layout::kRows16) return rows * blocks_of(cols) * kBlockCols * 2;
+  return blocks_of(cols) * block_bytes_of(layout);
+}
+
+void put_half(std::uint8_t* p, float value) {
+  const std::uint16_t h = half_of_float(value);
+  std::memcpy(p, &h, sizeof h);
+}
+
+float get_half(const std::uint8_t* p) {
+  std::uint16_t h;
+  std::memcpy(&h, p, sizeof h);
+  return float_of_half(h);
+}
+
+// --- int8: D = the largest |w| / 127, as binary16 ---------------------------------------------------------------------
+
+float int8_scale(const float* w) {
+  float largest = 0.0f;
+  for (std::size_t k = 0; k < kBlockCols; ++k) largest = std::fabs(w[k]) > largest ? std::fabs(w[k]) : largest;
+  return float_of_half(half_of_float(largest / kLargestInt8));
+}
+
+// q = w / scale to nearest, ties to even, within -127..127.
+void int8_values(const float* w, float scale, std::int8_t* q) {
+  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+  for (std::size_t k = 0; k < kBlockCols; ++k) {
+    float x = w[k] * inverse;
+    x = x > kLargestInt8 ? kLargestInt8 : x < -kLargestInt8 ? -kLargestInt8 : x;
+    // Adding 1.5 * 2^23 leaves the rounded integer in the low bits.
+    q[k] = static_cast<std::int8_t>(bits_of_float(x + 12582912.0f) - bits_of_float(12582912.0f));
+  }
+}
+
+void pack_int8_block(const float* w, std::size_t stride, std::uint8_t* block) {
+  std::int8_t q[kBlockCols];
+  for (std::size_t row = 0; row < kPanelRows; ++row) {
+    const float scale = int8_scale(w + row * stride);
+    int8_values(w + row * stride, scale, q);
+    std::uint8_t* lines = block + row / 16 * 64 + row % 16 * 4;
+    for (std::size_t k = 0; k < kBlockCols; ++k) lines[k / 4 * 128 + k % 4] = static_cast<std::uint8_t>(128 + q[k]);
+    put_half(block + kInt8ScaleOffset + 2 * row, scale);
+  }
+}
+
+void pack_bf16_block(const float* w, std::size_t stride, std::uint8_t* block) {
+  for (std::size_t row = 0; row < kPanelRows; ++row) {
+    std::uint8_t* lines = block + row / 16 * 64 + row % 16 * 4;
+    for (std::size_t k = 0; k < kBlockCols; ++k) {
+      const std::uint16_t h = bf16_of_float(w[row * stride + k]);
+      std::memcpy(lines + k / 2 * 128 + k % 2 * 2, &h, sizeof h);
+    }
+  }
+}
+
+void pack_table_row(Layout layout, const float* w, std::size_t blocks, std::uint8_t* out) {
+  for (std::size_t b = 0; b < blocks; ++b) {
+    const float* x = w + b * kBlockCols;
+    if (layout == Layout::kRows8) {
+      const float scale = int8_scale(x);
+      int8_values(x, scale, reinterpret_cast<std::int8_t*>(out + b * kBlockCols));
+      put_half(out + blocks * kBlockCols + 2 * b, scale);
+    } else {
+      std::uint16_t h[kBlockCols];
+      for (std::size_t k = 0; k < kBlockCols; ++k) h[k] = bf16_of_float(x[k]);
+      std::memcpy(out + b * sizeof h, h, sizeof h);
+    }
+  }
+}
+
+void unpack_table_row(Layout layout, const std::uint8_t* row, std::size_t blocks, float* out) {
+  for (std::size_t b = 0; b < blocks; ++b) {
+    float* y = out + b * kBlockCols;
+    if (layout == Layout::kRows8) {
+      const float scale = get_half(row + blocks * kBlockCols + 2 * b);
+      const auto* q = reinterpret_cast<const std::int8_t*>(row + b * kBlockCols);
+      for (std::size_t k = 0; k < kBlockCols; ++k) y[k] = scale * static_cast<float>(q[k]);
+    } else {
+      std::uint16_t h[kBlockCols];
+      std::memcpy(h, row + b * sizeof h, sizeof h);
+      for (std::size_t k = 0; k < kBlockCols; ++k) y[k] = float_of_bf16(h[k]);
+    }
+  }
+}
+
+// --- blocks back to floats --------------------------------------------------------------------------------------------
+
+std::size_t scale_offset(Layout layout) { return layout == Layout::kInt4 ? kInt4ScaleOffset : kInt8ScaleOffset; }
+
+void unpack_int4_row(const std::uint8_t* block, std::size_t row, float* out) {
+  const std::size_t half = row / 16, lane = row % 16;
+  const float d = get_half(block + kInt4ScaleOffset + 2 * row);
+  for (std::size_t g = 0; g < 16; ++g) {
+    const std::uint8_t codes = block[128 * half + 16 * (g % 8) + lane];
+    const float scale = d * static_cast<float>(kInt4Scales[g < 8 ? codes & 15 : codes >> 4]);
+    for (std::size_t j = 0; j < 2; ++j) {
+      const std::uint8_t* line = block + kInt4LinesOffset + 64 * ((g * 2 + j) * 2 + half) + 4 * lane;
+      float* y = out + 16 * g + 8 * j;
+      for (std::size_t b = 0; b < 4; ++b) {
+        y[b] = scale * static_cast<float>(kInt4Levels[line[b] & 15]);
+        y[b + 4] = scale * static_cast<float>(kInt4Levels[line[b] >> 4]);
+      }
+    }
+  }
+}
+
+void unpack_block_row(Layout layout, const std::uint8_t* block, std::size_t row, float* out) {
+  if (layout == Layout::kInt4) return unpack_int4_row(block, row, out);
+  const std::uint8_t* lines = block + row / 16 * 64 + row % 16 * 4;
+  if (layout == Layout::kInt8) {
+    const float d = get_half(block + kInt8ScaleOffset + 2 * row);
+    for (std::size_t k = 0; k < kBlockCols; ++k) out[k] = d * static_cast<float>(lines[k / 4 * 128 + k % 4] - 128);
+  } else {
+    for (std::size_t k = 0; k < kBlockCols; ++k) {
+      std::uint16_t h;
+      std::memcpy(&h, lines + k / 2 * 128 + k % 2 * 2, sizeof h);
+      out[k] = float_of_bf16(h);
+    }
+  }
+}
+
+// Row `row` of a stripe: a panel, or `rows` rows of a table.
+void unpack_row(Layout layout, const std::uint8_t* stripe, std::size_t row, std::size_t cols, float* out) {
+  const std::size_t blocks = blocks_of(cols);
+  if (is_table(layout)) return unpack_table_row(layout, stripe + row * stripe_bytes(layout, 1, cols), blocks, out);
+  for (std::size_t b = 0; b < blocks; ++b)
+    unpack_block_row(layout, stripe + b * block_bytes_of(layout), row, out + b * kBlockCols);
+}
+
+// --- a stripe of 32 rows ----------------------------------------------------------------------------------------------
+
+// Source row -> out, zeros up to `padded`. False where a value is not finite.
+bool read_row(const QuantiseJob& job, std::size_t row, float* out, std::size_t padded) {
+  const std::size_t cols = job.cols;
+  if (job.source_type == SourceType::kF32) {
+    std::memcpy(out, static_cast<const float*>(job.source) + row * cols, cols * sizeof(float));
+  } else {
+    const std::uint16_t* h = static_cast<const std::uint16_t*>(job.source) + row * cols;
+    if (job.source_type == SourceType::kBf16) {
+      for (std::size_t k = 0; k < cols; ++k) out[k] = float_of_bf16(h[k]);
+    } else {
+      for (std::size_t k = 0; k < cols; ++k) out[k] = float_of_half(h[k]);
+    }
+  }
+  std::uint32_t largest = 0;
+  for (std::size_t k = 0; k < cols; ++k) {
+    const std::uint32_t magnitude = bits_of_float(out[k]) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  std::memset(out + cols, 0, (padded - cols) * sizeof(float));
+  return largest < 0x7f800000u;
+}
+
+class Worker {
+ public:
+  Worker(const QuantiseJob& job, const QuantiseKernels& kernels)
+      : job_(job), kernels_(kernels), padded_(blocks_of(job.cols) * kBlockCols), w_(kPanelRows * padded_), y_(padded_),
+        importance_(job.importance != nullptr ? padded_ : 0, 0.0f),
+        exact_(job.sigma != nullptr ? stripe_bytes(job.exact, 1, job.cols) : 0) {
+    // Columns beyond the data are zero whatever their weight.
+    for (std::size_t k = 0; k < importance_.size(); ++k) importance_[k] = k < job.cols ? job.importance[k] : 1.0f;
+  }
+
+  // Stripe `index`: rows 32 * index onwards.
+  QuantiseResult stripe(std::size_t index) {
+    QuantiseResult result = {0, 0, 0, 0, true};
+    const std::size_t first = index * kPanelRows;
+    const std::size_t rows = job_.rows - first < kPanelRows ? job_.rows - first : kPanelRows;
+    for (std::size_t row = 0; row < rows; ++row) {
+      result.finite = read_row(job_, first + row, w_.data() + row * padded_, padded_) && result.finite;
+    }
+    if (!result.finite) return result;
+    std::memset(w_.data() + rows * padded_, 0, (kPanelRows - rows) * padded_ * sizeof(float));
+    std::uint8_t* out = job_.out + index * stripe_bytes(job_.layout, kPanelRows, job_.cols);
+    if (job_.sigma != nullptr) hold_exact(rows);
+    pack(rows, out);
+    for (std::size_t row = 0; row < rows; ++row) {
+      if (job_.sigma != nullptr) unbias(out, row);
+      measure(out, first, row, result);
+    }
+    return result;
+  }
+
+ private:
+  float* row_of(std::size_t row) { return w_.data() + row * padded_; }
+
+  // w becomes what the exact table holds of it.
+  void hold_exact(std::size_t rows) {
+    for (std::size_t row = 0; row < rows; ++row) {
+      pack_table_row(job_.exact, row_of(row), padded_ / kBlockCols, exact_.data());
+      unpack_table_row(job_.exact, exact_.data(), padded_ / kBlockCols, row_of(row));
+    }
+  }
+
+  void pack(std::size_t rows, std::uint8_t* out) {
+    const std::size_t blocks = padded_ / kBlockCols;
+    if (is_table(job_.layout)) {
+      const std::size_t bytes = stripe_bytes(job_.layout, 1, job_.cols);
+      for (std::size_t row = 0; row < rows; ++row) pack_table_row(job_.layout, row_of(row), blocks, out + row * bytes);
+      return;
+    }
+    for (std::size_t b = 0; b < blocks; ++b) {
+      std::uint8_t* block = out + b * block_bytes_of(job_.layout);
+      const float* w = w_.data() + b * kBlockCols;
+      if (job_.layout == Layout::kInt4) {
+        kernels_.int4(w, padded_, importance_.empty() ? nullptr : importance_.data() + b * kBlockCols, block);
+      } else if (job_.layout == Layout::kInt8) {
+        pack_int8_block(w, padded_, block);
+      } else {
+        pack_bf16_block(w, padded_, block);
+      }
+    }
+  }
+
+  // Each D of the row times <w, w> / <w, w^>.
+  void unbias(std::uint8_t* out, std::size_t row) {
+    if (job_.layout != Layout::kInt4 && job_.layout != Layout::kInt8) return;
+    const float* w = row_of(row);
+    unpack_row(job_.layout, out, row, job_.cols, y_.data());
+    double ww = 0, wy = 0;
+    for (std::size_t k = 0; k < job_.cols; ++k) {
+      ww += static_cast<double>(w[k]) * w[k];
+      wy += static_cast<double>(w[k]) * y_[k];
+    }
+    if (!(wy > 0)) return;
+    const float factor = static_cast<float>(ww / wy);
+    for (std::size_t b = 0; b < padded_ / kBlockCols; ++b) {
+      std::uint8_t* d = out + b * block_bytes_of(job_.layout) + scale_offset(job_.layout) + 2 * row;
+      put_half(d, get_half(d) * factor);
+    }
+  }
+
+  // From the bytes that were written.
+  void measure(const std::uint8_t* out, std::size_t first, std::size_t row, QuantiseResult& result) {
+    const float* w = row_of(row);
+    unpack_row(job_.layout, out, row, job_.cols, y_.data());
+    double error = 0, energy = 0;
+    for (std::size_t k = 0; k < job_.cols; ++k) {
+      const double e = static_cast<double>(w[k]) - y_[k], x = w[k];
+      error += e * e;
+      energy += x * x;
+      if (!importance_.empty()) {
+        result.weighted_error += e * e * importance_[k];
+        result.weighted_energy += x * x * importance_[k];
+      }
+    }
+    result.error += error;
+    result.energy += energy;
+    if (job_.sigma != nullptr) job_.sigma[first + row] = static_cast<float>(std::sqrt(error / static_cast<double>(job_.cols)));
+    if (job_.approximation != nullptr)
+      std::memcpy(job_.approximation + (first + row) * job_.cols, y_.data(), job_.cols * sizeof(float));
+  }
+
+  const QuantiseJob& job_;
+  const QuantiseKernels& kernels_;
+  std::size_t padded_;
+  std::vector<float> w_, y_, importance_;
+  std::vector<std::uint8_t> exact_;
+};
+
+}  // namespace
+
+std::size_t packed_bytes(Layout layout, std::size_t rows, std::size_t cols) {
+  if (is_table(layout)) return stripe_bytes(layout, rows, cols);
+  return (rows + kPanelRows - 1) / kPanelRows * stripe_bytes(layout, kPanelRows, cols);
+}
+
+QuantiseResult quantise(const QuantiseJob& job, const QuantiseKernels& kernels, std::size_t threads) {
+  const std::size_t stripes = (job.rows + kPanelRows - 1) / kPanelRows;
+  std::vector<QuantiseResult> results(stripes);
+  threads = threads < 1 ? 1 : threads > stripes ? stripes : threads;
+  std::vector<Worker> workers;  // all allocated here: an exception inside a thread would end the process
+  workers.reserve(threads);
+  for (std::size_t t = 0; t < threads; ++t) workers.emplace_back(job, kernels);
+  const auto run = [&](std::size_t thread) {
+    for (std::size_t i = stripes * thread / threads; i < stripes * (thread + 1) / threads; ++i)
+      results[i] = workers[thread].stripe(i);
+  };
+  std::vector<std::thread> others;
+  for (std::size_t t = 1; t < threads; ++t) others.emplace_back(run, t);
+  if (stripes > 0) run(0);
+  for (std::thread& other : others) other.join();
+  QuantiseResult total = {0, 0, 0, 0, true};
+  for (const QuantiseResult& r : results) {  // in order, so that the sums do not depend on the threads
+    total.error += r.error;
+    total.energy += r.energy;
+    total.weighted_error += r.weighted_error;
+    total.weighted_energy += r.weighted_energy;
+    total.finite = total.finite && r.finite;
+  }
+  return total;
+}
+
+void dequantise(Layout layout, const std::uint8_t* packed, std::size_t rows, std::size_t cols, float* out) {
+  std::vector<float> y(blocks_of(cols) * kBlockCols);
+  const std::size_t bytes = stripe_bytes(layout, kPanelRows, cols);
+  for (std::size_t row = 0; row < rows; ++row) {
+    unpack_row(layout, packed + row / kPanelRows * bytes, row % kPanelRows, cols, y.data());
+    std::memcpy(out + row * cols, y.data(), cols * sizeof(float));
+  }
+}
+
+}  // namespace shoal
