@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from .container_tensors import ALIGNMENT, BLOCK_COLS, CONTAINER_FORMATS, LAYOUTS, ContainerSpec, tensor_bytes
+from .container_tensors import ALIGNMENT, CONTAINER_FORMATS, LAYOUTS, ContainerSpec, tensor_bytes
 from .errors import CheckpointCorrupt, Unsupported
 from .safetensors_file import METADATA_KEY, SafetensorsHeader, read_header
 
@@ -161,7 +161,9 @@ class ContainerWriter:
         self._data_offset = header_bytes
         first = json.dumps({"identity": dict(identity), "data_offset": header_bytes}, sort_keys=True)
         self.finished: dict[str, dict[str, Any]] = self._read_journal(first)
-        self._end = max((entry["offset"] + entry["num_bytes"] for entry in self.finished.values()), default=header_bytes)
+        self._end = max(
+            (entry["offset"] + entry["num_bytes"] for entry in self.finished.values()), default=header_bytes
+        )
         self._file: IO[bytes] = self.path.open("r+b" if self.finished else "wb")
         self._file.truncate(self._end)
         self._file.seek(self._end)
@@ -174,7 +176,9 @@ class ContainerWriter:
     def __enter__(self) -> ContainerWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         self._journal.close()
 
@@ -261,7 +265,9 @@ def header_room(specs: Mapping[str, ContainerSpec], metadata: Mapping[str, str])
 
 
 def _header_json(tensors: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str], begin: int) -> bytes:
-    layout = {name: {key: entry[key] for key in ("layout", "rows", "cols", "sha256")} for name, entry in tensors.items()}
+    layout = {
+        name: {key: entry[key] for key in ("layout", "rows", "cols", "sha256")} for name, entry in tensors.items()
+    }
     content: dict[str, Any] = {METADATA_KEY: {**metadata, "layout": json.dumps(layout, separators=(",", ":"))}}
     for name, entry in tensors.items():
         offset, size = entry["offset"] - begin, entry["num_bytes"]

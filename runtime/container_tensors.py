@@ -74,7 +74,9 @@ def check_convertible(config: ModelConfig) -> None:
         raise Unsupported("sparse feed-forwards have no converted form yet", file="config.json")
     if config.linear_layers and config.linear_conv_kernel_dim != CONV_TAPS:
         taps = config.linear_conv_kernel_dim
-        raise Unsupported(f"linear_conv_kernel_dim: converted models have {CONV_TAPS} taps, not {taps}", file="config.json")
+        raise Unsupported(
+            f"linear_conv_kernel_dim: converted models have {CONV_TAPS} taps, not {taps}", file="config.json"
+        )
 
 
 def container_tensors(config: ModelConfig, format: str) -> dict[str, ContainerSpec]:
@@ -100,7 +102,9 @@ def layer_tensors(config: ModelConfig, format: str, index: int, kind: str) -> It
     def vector(source: str, size: int, fold: str = "one_plus") -> ContainerSpec:
         return ContainerSpec("f32", size, 1, (f"layers.{index}.{source}",), fold=fold)
 
-    def matrix(rows: int, cols: int, *sources: str, layout: str = format, arrangement: str = "stacked") -> ContainerSpec:
+    def matrix(
+        rows: int, cols: int, *sources: str, layout: str = format, arrangement: str = "stacked"
+    ) -> ContainerSpec:
         return ContainerSpec(layout, rows, cols, tuple(f"layers.{index}.{name}" for name in sources), arrangement)
 
     yield "input_norm", vector("input_layernorm.weight", hidden)
