@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ class ConversionReport:
         }
 
 
-def _group_errors(tensors: list[TensorReport]) -> Mapping[str, float | None] | Any:
+def _group_errors(tensors: list[TensorReport]) -> dict[str, float | None]:
     energy = sum(tensor.energy_sum for tensor in tensors)
     outputs = [tensor.output_error for tensor in tensors if tensor.output_error is not None]
     return {

@@ -99,7 +99,7 @@ class FileRows:
     def take(self, count: int) -> Array:
         """The next rows. Raises CheckpointCorrupt."""
         rows = np.empty((count, self._columns), NUMPY_DTYPES[self.dtype])
-        view, done = memoryview(rows).cast("B") if rows.size else memoryview(b""), 0
+        view, done = rows.reshape(-1).view(np.uint8).data, 0
         try:
             while done < len(view):
                 got = self._file.readinto(view[done:])  # type: ignore[attr-defined]
