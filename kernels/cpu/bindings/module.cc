@@ -26,6 +26,8 @@ NB_MODULE(_cpu, m) {
   m.def("available_isas", &shoal::available_isas);
   shoal::bind_attention(m);
   shoal::bind_convert(m);
+  shoal::bind_rows(m);
+  shoal::bind_engine(m);
   shoal::bind_limits(m);
   shoal::bind_tiled(m);
   shoal::bind_delta(m);

@@ -8,6 +8,7 @@ namespace shoal {
 namespace {
 
 constexpr std::size_t kLaneCount = 16;
+constexpr std::size_t kMaxHeadDim = 1024;  // a block of query rows must fit kMixerScratchBytes
 constexpr std::size_t kLargest = std::size_t{1} << 31;  // of any size: products of two stay far from overflow
 
 void require(bool holds, const std::string& constraint) {
@@ -40,6 +41,7 @@ void ModelShape::check() const {
     require(value_heads % key_heads == 0, "value_heads must be a multiple of key_heads");
     require(key_dim % kLaneCount == 0, "key_dim must be a multiple of 16, not " + std::to_string(key_dim));
     require(value_dim % kLaneCount == 0, "value_dim must be a multiple of 16, not " + std::to_string(value_dim));
+    require(key_dim <= kMaxDeltaDim && value_dim <= kMaxDeltaDim, "key_dim and value_dim must not exceed 1024");
   }
   if (count(LayerKind::kAttention) > 0) {
     require_size("heads", heads);
@@ -47,6 +49,7 @@ void ModelShape::check() const {
     require_size("head_dim", head_dim);
     require(heads % kv_heads == 0, "heads must be a multiple of kv_heads");
     require(head_dim % kLaneCount == 0, "head_dim must be a multiple of 16, not " + std::to_string(head_dim));
+    require(head_dim <= kMaxHeadDim, "head_dim must not exceed 1024");
     require(!inverse_frequencies.empty() && rotary_dim() <= head_dim, "rotary_dim must lie in 2..head_dim");
     require(rotary_axes.size() == inverse_frequencies.size(), "rotary_axes must have an entry for each frequency");
     for (int axis : rotary_axes) require(axis >= 0 && axis < 3, "rotary_axes must lie in 0..2");
