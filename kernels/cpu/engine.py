@@ -227,8 +227,9 @@ class Engine:
                 num_adjusted = len(top.adjust_ids)
                 if len(top.adjust_values) != num_adjusted:
                     raise ValueError("adjust_ids and adjust_values differ in length")
-                adjust_ids.append(top.adjust_ids)
-                adjust_values.append(top.adjust_values)
+                order = np.argsort(top.adjust_ids)
+                adjust_ids.append(top.adjust_ids[order])
+                adjust_values.append(top.adjust_values[order])
             top_at[i] = top.at, top.k, num_adjusted
             width = max(width, top.k)
         ids = np.empty((num_top, width), np.int32)
