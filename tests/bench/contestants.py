@@ -36,8 +36,8 @@ class Contestant(Protocol):
     def prepare(self, cell: Cell) -> None:
         """Makes the files. Raises ModelMissing."""
 
-    def measure(self, cell: Cell) -> Measurement:
-        """Raises ContestantFailed."""
+    def measure(self, cell: Cell) -> list[Measurement]:
+        """One, or one a repetition where the contestant counts switches itself. Raises ContestantFailed."""
 
 
 def repetitions(cell: Cell) -> int:
@@ -46,16 +46,13 @@ def repetitions(cell: Cell) -> int:
     return 1 if heavy or (cell.size in ("4B", "9B") and cell.metric == "prefill") else 3
 
 
-def as_measurement(
-    cell: Cell, done: process.Finished, values: tuple[float, ...], switches: int | None = None
-) -> Measurement:
-    """What the cell asks of a finished process."""
+def whole(cell: Cell, done: process.Finished, values: tuple[float, ...] = ()) -> list[Measurement]:
+    """A process as one measurement: of its seconds, of its memory, or of the repetitions that it printed."""
     if cell.metric == "first_token":
         values = (done.seconds,)
     elif cell.metric == "resident":
         values = (done.resident_bytes / 1e6,)
-    counted = done.switches if switches is None else switches
-    return Measurement(values, done.seconds, counted, done.resident_bytes)
+    return [Measurement(values, done.seconds, done.switches)]
 
 
 @dataclass(frozen=True)
@@ -80,12 +77,12 @@ class LlamaBench:
         depth = ["-d", str(cell.tokens)] if cell.metric == "decode" and cell.tokens else []
         return ["-p", "0", "-n", str(generated), *depth, "-r", str(repetitions(cell))]
 
-    def measure(self, cell: Cell) -> Measurement:
+    def measure(self, cell: Cell) -> list[Measurement]:
         model = model_files.gguf_file(cell.size, PEER_TYPES[self.name][cell.format])
         command = [self.binary, "-m", str(model), "-t", str(cell.threads), "-o", "json", *self.arguments(cell)]
         libraries = {"LD_LIBRARY_PATH": str(Path(self.binary).resolve().parent)}
         done = process.run(command, libraries)
-        return as_measurement(cell, done, llama_values(done.output))
+        return whole(cell, done, llama_values(done.output))
 
 
 def llama_values(output: str) -> tuple[float, ...]:
@@ -111,7 +108,7 @@ class Script:
     def prepare(self, cell: Cell) -> None:
         self.model(cell)
 
-    def measure(self, cell: Cell) -> Measurement:
+    def measure(self, cell: Cell) -> list[Measurement]:
         prompt = cell.tokens if cell.metric in ("prefill", "first_token") else 0
         depth = cell.tokens if cell.metric == "decode" else 0
         generate = GENERATED[cell.size] if cell.metric in ("decode", "resident") else 0
@@ -121,7 +118,7 @@ class Script:
             "--repetitions", "0" if cell.metric == "first_token" else str(repetitions(cell)),
         ]  # fmt: skip
         done = process.run(command, {"OMP_NUM_THREADS": str(cell.threads)})
-        return as_measurement(cell, done, tuple(json.loads(done.output)["samples_ts"]))
+        return whole(cell, done, tuple(json.loads(done.output)["samples_ts"]))
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ class Shoal:
     def prepare(self, cell: Cell) -> None:
         model_files.shoal_directory(cell.size, cell.format)
 
-    def measure(self, cell: Cell) -> Measurement:
+    def measure(self, cell: Cell) -> list[Measurement]:
         model = str(model_files.shoal_directory(cell.size, cell.format))
         engine = ["--backend", "cpu", "--threads", str(cell.threads), "--isa", self.isa or cell.isa]
         if cell.metric == "first_token":
@@ -142,20 +139,23 @@ class Shoal:
                 json.dump(list(range(100, 100 + cell.tokens)), ids)
                 ids.flush()
                 command = ["generate", model, "--ids", ids.name, "--max-tokens", "1", *engine]
-                return as_measurement(cell, process.run([model_files.shoal(), *command]), ())
-        prompt = cell.tokens if cell.metric == "prefill" else 0
-        depth = cell.tokens if cell.metric == "decode" else 0
-        generate = GENERATED[cell.size] if cell.metric != "prefill" else 0
-        command = ["bench", model, "--prompt", str(prompt), "--gen", str(generate), "--depth", str(depth), *engine]
-        done = process.run([model_files.shoal(), *command, "--json"])
-        return as_measurement(cell, done, shoal_values(done.output, "prefill" if prompt else "decode"))
+                return whole(cell, process.run([model_files.shoal(), *command]))
+        phase = "prefill" if cell.metric == "prefill" else "decode"
+        amounts = {
+            "--prompt": cell.tokens if phase == "prefill" else 0,
+            "--gen": GENERATED[cell.size] if phase == "decode" else 0,
+            "--depth": cell.tokens if cell.metric == "decode" else 0,
+            "--repetitions": repetitions(cell),
+        }
+        spelt = [word for name, amount in amounts.items() for word in (name, str(amount))]
+        done = process.run([model_files.shoal(), "bench", model, *spelt, *engine, "--json"])
+        return whole(cell, done) if cell.metric == "resident" else shoal_measurements(done.output, phase)
 
 
-def shoal_values(output: str, phase: str) -> tuple[float, ...]:
-    """Tokens a second of the undisturbed repetitions; of all where none was."""
-    repetitions = json.loads(output)["repetitions"]
-    quiet = [one for one in repetitions if not one["involuntary_switches"]] or repetitions
-    return tuple(float(one[f"{phase}_tokens_per_s"]) for one in quiet)
+def shoal_measurements(output: str, phase: str) -> list[Measurement]:
+    """Each repetition with its own seconds and switches."""
+    samples = json.loads(output)[phase]["samples"]
+    return [Measurement((one["tokens_per_s"],), one["seconds"], one["involuntary_switches"] or 0) for one in samples]
 
 
 def contestants(cell: Cell, environment: Mapping[str, str] = os.environ) -> tuple[list[Contestant], list[str]]:

@@ -78,7 +78,7 @@ def measure(
             found[name].append(value)
         for entrant in list(ready):
             try:
-                taken[entrant.name].append(entrant.measure(cell))
+                taken[entrant.name] += entrant.measure(cell)
             except (ContestantFailed, KeyError, ValueError) as error:
                 notes.append(f"{entrant.name}: {error}")
                 ready.remove(entrant)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, logging
 
 def once(model, prompt, depth, generate):
     """Tokens a second of the prompt, or of what is generated after `depth` tokens."""
-    vocabulary = 1000
+    vocabulary = model.get_input_embeddings().num_embeddings
     with torch.inference_mode():
         if generate == 0:
             ids = torch.randint(vocabulary, (1, max(prompt, 1)))

@@ -20,7 +20,6 @@ class Measurement:
     values: tuple[float, ...]
     seconds: float
     switches: int
-    resident_bytes: int = 0
 
     @property
     def disturbed(self) -> bool:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cells import PEER_TYPES, Cell
-from contestants import contestants, llama_values, repetitions, shoal_values
+from contestants import contestants, llama_values, repetitions, shoal_measurements
 from gguf_blocks import FORMATS, STD, random_rows
 from process import ContestantFailed, run
 from work import state_bytes, work_of
@@ -65,9 +65,12 @@ def test_llama_bench_prints_logs_before_its_json():
         llama_values("error: no model")
 
 
-def test_disturbed_repetitions_of_ours_do_not_count():
-    output = '{"repetitions": [{"decode_tokens_per_s": 9, "involuntary_switches": 3}, {"decode_tokens_per_s": 10, "involuntary_switches": 0}]}'
-    assert shoal_values(output, "decode") == (10.0,)
+def test_each_repetition_of_ours_brings_its_switches():
+    output = """{"prefill": null, "decode": {"samples": [
+        {"tokens_per_s": 9.0, "seconds": 1.0, "involuntary_switches": 300},
+        {"tokens_per_s": 10.0, "seconds": 1.0, "involuntary_switches": 0}]}}"""
+    measurements = shoal_measurements(output, "decode")
+    assert [(one.values, one.disturbed) for one in measurements] == [((9.0,), True), ((10.0,), False)]
 
 
 def test_absent_peers_are_named():
