@@ -9,6 +9,14 @@
 
 #include "layout.h"
 
+// The loops over a tile's rows and vectors. GCC unrolls them by itself, but after it has decided that an array with a
+// running index lives in memory.
+#if defined(__GNUC__) && !defined(__clang__)
+#define SHOAL_UNROLL _Pragma("GCC unroll 8")
+#else
+#define SHOAL_UNROLL
+#endif
+
 namespace shoal {
 namespace {
 
@@ -45,20 +53,23 @@ template <int R, int C, class Source>
 void score_tile(const float* q, std::size_t dims, const typename Source::Element* k, std::size_t k_stride,
                 const float* scale, float* p, const char* ahead) {
   V sum[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sum[r][c] = zero();
+  SHOAL_UNROLL for (int r = 0; r < R; ++r)
+    SHOAL_UNROLL for (int c = 0; c < C; ++c) sum[r][c] = zero();
   for (std::size_t d = 0; d < dims; ++d) {
     prefetch_step<Source, C>(ahead, d);
     V key[C];
-    for (int c = 0; c < C; ++c) key[c] = Source::read(k + d * k_stride + 16 * c);
-    for (int r = 0; r < R; ++r) {
+    SHOAL_UNROLL for (int c = 0; c < C; ++c) key[c] = Source::read(k + d * k_stride + 16 * c);
+    SHOAL_UNROLL for (int r = 0; r < R; ++r) {
       const V x = set1(q[r * dims + d]);
-      for (int c = 0; c < C; ++c) sum[r][c] = fma(x, key[c], sum[r][c]);
+      SHOAL_UNROLL for (int c = 0; c < C; ++c) sum[r][c] = fma(x, key[c], sum[r][c]);
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c)
-      store(p + r * kPageTokens + 16 * c, scale ? mul(sum[r][c], load(scale + 16 * c)) : sum[r][c]);
+  if (scale) {
+    SHOAL_UNROLL for (int r = 0; r < R; ++r)
+      SHOAL_UNROLL for (int c = 0; c < C; ++c) sum[r][c] = mul(sum[r][c], load(scale + 16 * c));
+  }
+  SHOAL_UNROLL for (int r = 0; r < R; ++r)
+    SHOAL_UNROLL for (int c = 0; c < C; ++c) store(p + r * kPageTokens + 16 * c, sum[r][c]);
 }
 
 // o[r][16 C] = o[r] * decay[r], then + p[r][t] * v[t][16 C] for t of [begin, end) ascending.
@@ -67,19 +78,19 @@ template <int R, int C, class Source>
 void value_tile(const float* p, std::size_t begin, std::size_t end, const typename Source::Element* v,
                 std::size_t v_stride, const float* decay, float* o, std::size_t o_stride, const char* ahead) {
   V sum[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sum[r][c] = mul(load(o + r * o_stride + 16 * c), set1(decay[r]));
+  SHOAL_UNROLL for (int r = 0; r < R; ++r)
+    SHOAL_UNROLL for (int c = 0; c < C; ++c) sum[r][c] = mul(load(o + r * o_stride + 16 * c), set1(decay[r]));
   for (std::size_t t = begin; t < end; ++t) {
     prefetch_step<Source, C>(ahead, t);
     V value[C];
-    for (int c = 0; c < C; ++c) value[c] = Source::read(v + t * v_stride + 16 * c);
-    for (int r = 0; r < R; ++r) {
+    SHOAL_UNROLL for (int c = 0; c < C; ++c) value[c] = Source::read(v + t * v_stride + 16 * c);
+    SHOAL_UNROLL for (int r = 0; r < R; ++r) {
       const V x = set1(p[r * kPageTokens + t]);
-      for (int c = 0; c < C; ++c) sum[r][c] = fma(x, value[c], sum[r][c]);
+      SHOAL_UNROLL for (int c = 0; c < C; ++c) sum[r][c] = fma(x, value[c], sum[r][c]);
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) store(o + r * o_stride + 16 * c, sum[r][c]);
+  SHOAL_UNROLL for (int r = 0; r < R; ++r)
+    SHOAL_UNROLL for (int c = 0; c < C; ++c) store(o + r * o_stride + 16 * c, sum[r][c]);
 }
 
 // The same for a number of rows known at run time, 1 to kTileRows.
