@@ -1,0 +1,108 @@
+"""The engine's team of threads, seen from outside: it goes on when oversubscribed, sleeps when idle, and leaves no trace."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shoal.kernels.cpu.engine import Step, TopRequest
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture(scope="module")
+def model(packing, tiny_models):
+    return tiny_models.random_model(packing, 1, "int4")
+
+
+def run(engine, num_tokens=20, start=0):
+    ids = np.arange(num_tokens, dtype=np.int32) % engine.shape.vocab_size
+    rows = np.array([[num_tokens, start, 0, 0]], np.int32)
+    top = [TopRequest(num_tokens - 1, 5)]
+    result = engine.step(Step(ids, rows, np.array([3, 1], np.int32), np.arange(num_tokens, dtype=np.int32), top))
+    return result.full, result.top[0].ids
+
+
+def test_more_threads_than_processors_give_the_same(model):
+    want = run(model.engine())
+    engine = model.engine(threads=4 * len(os.sched_getaffinity(0)) if sys.platform == "linux" else 8)
+    for _ in range(3):
+        for got, expected in zip(run(engine), want, strict=True):
+            assert np.array_equal(got, expected)
+
+
+def test_threads_outnumber_the_work(model):
+    """More threads than panels, heads and tokens."""
+    want = run(model.engine(), num_tokens=1)
+    for got, expected in zip(run(model.engine(threads=33), num_tokens=1), want, strict=True):
+        assert np.array_equal(got, expected)
+
+
+@linux_only
+def test_pinned_threads_and_the_callers_own_place(model):
+    before = os.sched_getaffinity(0)
+    first = min(before)
+    engine = model.engine(threads=2, cpus=(first, first))
+    for got, expected in zip(run(engine), run(model.engine()), strict=True):
+        assert np.array_equal(got, expected)
+    assert os.sched_getaffinity(0) == before
+    assert [first] in [sorted(os.sched_getaffinity(int(task.name))) for task in Path("/proc/self/task").iterdir()]
+
+
+@linux_only
+def test_a_processor_that_does_not_exist_is_no_reason_to_stop(model):
+    assert np.array_equal(run(model.engine(threads=2, cpus=(1000, 100_000)))[0], run(model.engine())[0])
+
+
+def test_the_callers_denormals_survive(model):
+    run(model.engine(threads=2))
+    tiny = np.array([1e-40], np.float32)
+    assert (tiny * np.float32(0.5))[0] > 0
+
+
+@linux_only
+def test_an_idle_team_takes_no_processor_time(model):
+    engine = model.engine(threads=4)
+    run(engine)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.05  # a watching thread alone would take 0.3 s
+    run(engine)
+
+
+@linux_only
+def test_threads_end_with_their_engine(model):
+    def num_threads():
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = num_threads()
+    engine = model.engine(threads=5)
+    run(engine)
+    assert num_threads() == before + 4
+    del engine
+    until = time.monotonic() + 5  # the kernel may list a joined thread for a moment
+    while num_threads() != before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert num_threads() == before
+
+
+def test_engines_run_side_by_side(model):
+    """Each from a thread of its own, which the interpreter's lock does not hold up."""
+    want = run(model.engine())[0]
+    equal = []
+
+    def serve():
+        engine = model.engine(threads=2)
+        equal.append(all(np.array_equal(run(engine)[0], want) for _ in range(20)))
+
+    threads = [threading.Thread(target=serve) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert equal == [True] * 3
