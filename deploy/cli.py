@@ -14,6 +14,9 @@ from .config_file import ConfigFileError, bind_tables, default_config_path, load
 from .lazy_group import CommandSpec, LazyGroup
 
 MODEL_COMMANDS = {
+    "convert": CommandSpec(
+        "shoal.runtime.convert_cli:convert", "Convert a published model: int4, int8 or bf16, mapped."
+    ),
     "list": CommandSpec("shoal.agent.cli:model_list", "Models of the catalogue and which are in the store."),
     "pull": CommandSpec("shoal.agent.cli:model_pull", "Download a model into the store, verified."),
     "score": CommandSpec("shoal.runtime.model_cli:score", "Logits and states of a model on given ids."),

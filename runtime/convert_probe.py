@@ -8,12 +8,15 @@ are, with inputs of a calibration text. No torch.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.kernels.cpu.quantise import Probe
+
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 BLOCK_COLS = 256
 NUM_RANDOM_INPUTS = 16
@@ -36,38 +39,23 @@ class MatrixInputs:
     """Some inputs [n, columns]."""
 
 
-@dataclass(slots=True)
-class Probe:
-    """Sums over the rows of one matrix as they pass."""
+def matrix_probe(layout: str, rows: int, cols: int, given: MatrixInputs | None) -> tuple[Probe, tuple[int, ...]]:
+    """Probe inputs of a matrix, and how many there are of each kind: random ones, ones of a calibration text."""
+    sets = [random_inputs(cols)] + ([] if given is None else [given.samples])
+    inputs = np.ascontiguousarray(np.concatenate(sets))
+    rounded = round_activations(inputs) if layout in ("int4", "int8") else inputs
+    return Probe(inputs, rounded, max(1, rows // MAX_ROWS)), tuple(len(each) for each in sets)
 
-    inputs: tuple[Float32, ...]
-    """Sets of inputs [n, columns]; the worst set counts."""
-    is_integer: bool
-    """Whether the engine rounds the activations for this layout."""
-    rows: int
-    _rounded: list[Float32] = field(default_factory=list)
-    _error: list[float] = field(default_factory=list)
-    _energy: list[float] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._rounded = [round_activations(x) if self.is_integer else x for x in self.inputs]
-        self._error, self._energy = [0.0] * len(self.inputs), [0.0] * len(self.inputs)
-
-    def add(self, begin: int, published: Float32, converted: Float32) -> None:
-        """Rows from `begin` on, as [count, columns]; some of them are multiplied."""
-        step = max(1, self.rows // MAX_ROWS)
-        chosen = slice(-begin % step, None, step)
-        w, v = published[chosen], converted[chosen]
-        for i, (x, rounded) in enumerate(zip(self.inputs, self._rounded, strict=True)):
-            exact = x @ w.T
-            self._error[i] += float(np.square(rounded @ v.T - exact, dtype=np.float64).sum())
-            self._energy[i] += float(np.square(exact, dtype=np.float64).sum())
-
-    @property
-    def error(self) -> float:
-        """Relative error of the products, of the worst set of inputs."""
-        pairs = zip(self._error, self._energy, strict=True)
-        return max((math.sqrt(error / energy) for error, energy in pairs if energy > 0), default=0.0)
+def products_error(error: Float64, energy: Float64, sizes: tuple[int, ...]) -> float:
+    """Relative error of the products, of the worst kind of inputs; `error` and `energy` are sums over the rows, an input each."""
+    worst, begin = 0.0, 0
+    for size in sizes:
+        part = slice(begin, begin + size)
+        begin += size
+        total = float(energy[part].sum())
+        worst = max(worst, math.sqrt(float(error[part].sum()) / total) if total > 0 else 0.0)
+    return worst
 
 
 def random_inputs(columns: int) -> Float32:
@@ -85,5 +73,4 @@ def round_activations(x: Float32) -> Float32:
     padded.reshape(count, -1)[:, :columns] = x
     scale = np.abs(padded).max(axis=2, keepdims=True) / np.float32(127)
     whole = np.rint(np.divide(padded, scale, out=np.zeros_like(padded), where=scale > 0))
-    rounded: Float32 = (whole * scale).reshape(count, -1)[:, :columns]
-    return rounded
+    return np.ascontiguousarray((whole * scale).reshape(count, -1)[:, :columns])

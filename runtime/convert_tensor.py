@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.kernels.cpu.quantise import PackedPiece, quantise
+from shoal.kernels.cpu.quantise import PackedPiece, Probe, quantise
 
 from .container import ContainerWriter
 from .container_tensors import HALF_ROWS, PANEL_ROWS, ContainerSpec
-from .convert_probe import MatrixInputs, Probe, random_inputs
+from .convert_probe import MatrixInputs, matrix_probe, products_error
 from .convert_report import TensorReport
 from .errors import TensorNotFinite
 from .tensor_rows import Array, RowStream, TensorSource, read_vector, to_float32
@@ -24,6 +24,8 @@ from .tensors import TensorSpec
 
 PIECE_ELEMENTS = 4 * 1024 * 1024
 """Values that are packed at once: bounds the memory of a conversion."""
+THREAD_ELEMENTS = 512 * 1024
+"""Values that are worth a thread of their own."""
 
 
 @dataclass(slots=True)
@@ -71,7 +73,7 @@ class TensorConverter:
         error = energy = 0.0
         sigmas = []
         self.writer.begin(name, spec)
-        for _, _, piece in self._pieces(spec):
+        for piece in self._pieces(spec):
             self.writer.write(piece.packed.data)
             error, energy = error + piece.error, energy + piece.energy
             if piece.sigma is not None:
@@ -84,30 +86,30 @@ class TensorConverter:
         """From the head's first pass; after a restart between the two that pass is computed again, for this alone."""
         if self._sigma is None:
             scan = self.converted["head.scan"]
-            self._sigma = np.concatenate([piece.sigma for _, _, piece in self._pieces(scan) if piece.sigma is not None])
+            self._sigma = np.concatenate([piece.sigma for piece in self._pieces(scan) if piece.sigma is not None])
         self.writer.begin(name, spec)
         self.writer.write(self._sigma.astype("<f4").tobytes())
         return self._finish(name, spec)
 
     def _write_matrix(self, name: str, spec: ContainerSpec) -> TensorReport:
         given = self.inputs.get(name)
-        sets = (random_inputs(spec.cols), *(() if given is None else (given.samples,)))
-        probe = Probe(sets, is_integer=True, rows=spec.rows)
+        probe, sizes = matrix_probe(spec.layout, spec.rows, spec.cols, given)
         error = energy = 0.0
+        output_error, output_energy = np.zeros(sum(sizes)), np.zeros(sum(sizes))
         packed = []
-        for begin, rows, piece in self._pieces(spec, None if given is None else given.importance, approximate=True):
-            assert piece.approximation is not None
-            probe.add(begin, rows, piece.approximation)
+        for piece in self._pieces(spec, None if given is None else given.importance, probe):
             packed.append(piece.packed)
             error, energy = error + piece.error, energy + piece.energy
-        if probe.error > self.threshold:
+            output_error, output_energy = output_error + piece.output_error, output_energy + piece.output_energy
+        output = products_error(output_error, output_energy, sizes)
+        if output > self.threshold:
             packed.clear()
             report = self._write_pieces(name, replace(spec, layout="bf16"))
-            return replace(report, output_error=probe.error, fell_back=True)
+            return replace(report, output_error=output, fell_back=True)
         self.writer.begin(name, spec)
         for part in packed:
             self.writer.write(part.data)
-        return self._finish(name, spec, error, energy, probe.error)
+        return self._finish(name, spec, error, energy, output)
 
     def _finish(
         self, name: str, spec: ContainerSpec, error: float = 0.0, energy: float = 0.0, output: float | None = None
@@ -117,9 +119,9 @@ class TensorConverter:
         return report
 
     def _pieces(
-        self, spec: ContainerSpec, importance: NDArray[np.float32] | None = None, *, approximate: bool = False
-    ) -> Iterator[tuple[int, NDArray[np.float32], PackedPiece]]:
-        """First row, the published rows (f32, only with `approximate`), and what was packed."""
+        self, spec: ContainerSpec, importance: NDArray[np.float32] | None = None, probe: Probe | None = None
+    ) -> Iterator[PackedPiece]:
+        """The tensor's rows from first to last."""
         scan_of = self.converted["embed.table"].layout if spec.arrangement == "scan" else None
         count = max(1, PIECE_ELEMENTS // spec.cols // PANEL_ROWS) * PANEL_ROWS
         streams = [self.source.open(source) for source in spec.sources]
@@ -128,19 +130,14 @@ class TensorConverter:
             parts = [
                 (stream, self.specs[source].shape[0]) for stream, source in zip(streams, spec.sources, strict=True)
             ]
-            for begin, rows, dtype in rows_of(parts, spec.rows, count):
+            for rows, dtype in rows_of(parts, spec.rows, count):
+                threads = min(self.threads, 1 + rows.size // THREAD_ELEMENTS)
                 piece = quantise(
-                    spec.layout,
-                    rows,
-                    dtype,
-                    importance=importance,
-                    scan_of=scan_of,
-                    approximate=approximate,
-                    threads=self.threads,
+                    spec.layout, rows, dtype, importance=importance, scan_of=scan_of, probe=probe, threads=threads
                 )
                 if not piece.is_finite:
                     raise TensorNotFinite("holds NaN or infinity", tensor=" or ".join(spec.sources))
-                yield begin, to_float32(rows, dtype) if approximate else np.empty((0, 0), np.float32), piece
+                yield piece
                 self.advance(rows.size)
         finally:
             for stream in streams:
@@ -151,8 +148,8 @@ Parts = list[tuple[RowStream, int]]
 """Streams and how many rows each has."""
 
 
-def stacked(parts: Parts, rows: int, count: int) -> Iterator[tuple[int, Array, str]]:
-    """`count` rows at a time of all parts one after the other: first row, rows, dtype."""
+def stacked(parts: Parts, rows: int, count: int) -> Iterator[tuple[Array, str]]:
+    """`count` rows at a time of all parts one after the other, and their dtype."""
     waiting = list(parts)[::-1]
     for begin in range(0, rows, count):
         missing, taken = min(count, rows - begin), []
@@ -163,10 +160,10 @@ def stacked(parts: Parts, rows: int, count: int) -> Iterator[tuple[int, Array, s
             missing -= now
             if left > now:
                 waiting.append((stream, left - now))
-        yield begin, *joined(taken)
+        yield joined(taken)
 
 
-def interleaved(parts: Parts, rows: int, count: int) -> Iterator[tuple[int, Array, str]]:
+def interleaved(parts: Parts, rows: int, count: int) -> Iterator[tuple[Array, str]]:
     """16 rows of each of two parts in turn; zeros where they end before `rows`."""
     (one, left), (two, _) = parts
     for begin in range(0, rows, count):
@@ -178,7 +175,7 @@ def interleaved(parts: Parts, rows: int, count: int) -> Iterator[tuple[int, Arra
         if now < half:
             both = np.concatenate([both, np.zeros((2, half - now, both.shape[2]), both.dtype)], axis=1)
         turns = both.reshape(2, half // HALF_ROWS, HALF_ROWS, -1).swapaxes(0, 1)
-        yield begin, np.ascontiguousarray(turns).reshape(2 * half, -1), dtype
+        yield np.ascontiguousarray(turns).reshape(2 * half, -1), dtype
 
 
 def joined(taken: list[tuple[Array, str]]) -> tuple[Array, str]:

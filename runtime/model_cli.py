@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .checkpoint import find_tensors, open_checkpoint
+from .command_output import faults_as_lines, percent_line
 from .config import load_generation_defaults, load_model_config
-from .errors import OptionInvalid, RuntimeFault
 from .json_file import read_json_object
 from .model_dirs import ModelNotFound, resolve_model
 from .model_facts import checkpoint_facts, published_facts, render_facts
@@ -22,19 +19,6 @@ from .sizes import SIZES
 from .thread_waiting import wait_passively
 
 __all__ = ["score", "show", "synth"]
-
-
-@contextmanager
-def _faults() -> Iterator[None]:
-    """The runtime's faults and the file system's as one line and exit code 1; a wrong option is wrong usage (2)."""
-    try:
-        yield
-    except OptionInvalid as fault:
-        raise click.UsageError(f"--{str(fault).replace('_', '-', 1)}") from fault
-    except RuntimeFault as fault:
-        raise click.ClickException(str(fault)) from fault
-    except OSError as error:
-        raise click.ClickException(f"{error.filename or ''}: {error.strerror}".removeprefix(": ")) from error
 
 
 def _splits(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int]:
@@ -68,7 +52,7 @@ def _splits(ctx: click.Context, param: click.Parameter, value: str | None) -> li
 def score(model: str, ids_path: Path, splits: list[int], out: Path, **values: Any) -> None:
     """Write the logits at every id, and the cache after the last one, as safetensors."""
     options = take_engine_options(values)
-    with _faults():
+    with faults_as_lines():
         directory = resolve_model(model)
         # Here and not above: `--help` and wrong options must not wait for torch.
         wait_passively()
@@ -89,7 +73,14 @@ def score(model: str, ids_path: Path, splits: list[int], out: Path, **values: An
 )
 @click.option("--layers", type=click.IntRange(1, 1024), metavar="N", help="So many trunk layers instead.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of the values.")
-@click.option("--format", "format_", type=click.Choice(["bf16"]), default="bf16", show_default=True, help="Of weights.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["bf16", "int8", "int4"]),
+    default="bf16",
+    show_default=True,
+    help="bf16: as published; int8, int4: converted.",
+)
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="A new directory."
 )
@@ -106,15 +97,17 @@ def synth(
     """Write a random checkpoint in the published layout, with a byte-level tokenizer."""
     if (size is None) == (config_path is None):
         raise click.UsageError("give one of --size and --config")
-    with _faults():
+    with faults_as_lines():
         from .synth import synthesise, synthesise_size
 
-        progress = _progress("writing") if not as_json else None
+        progress = percent_line("writing") if not as_json else None
         if size is not None:
-            summary = synthesise_size(size, out, seed=seed, layers=layers, progress=progress)
+            summary = synthesise_size(size, out, seed=seed, layers=layers, format=format_, progress=progress)
         else:
             assert config_path is not None
-            summary = synthesise(read_json_object(config_path), out, seed=seed, layers=layers, progress=progress)
+            summary = synthesise(
+                read_json_object(config_path), out, seed=seed, layers=layers, format=format_, progress=progress
+            )
     facts = {
         "directory": str(summary.directory),
         "num_tensors": summary.num_tensors,
@@ -134,7 +127,7 @@ def synth(
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def show(model: str, as_json: bool) -> None:
     """Sizes, parameters, bytes and tensors of a checkpoint. Reads headers only; every complaint names its tensor."""
-    with _faults():
+    with faults_as_lines():
         try:
             directory = resolve_model(model)
         except ModelNotFound:
@@ -149,19 +142,3 @@ def show(model: str, as_json: bool) -> None:
                 directory, config, checkpoint, all_tensors, load_generation_defaults(directory, config)
             )
     click.echo(json.dumps(facts, ensure_ascii=False) if as_json else render_facts(facts))
-
-
-def _progress(verb: str) -> Callable[[int, int], None] | None:
-    """Percent on stderr, only where a person watches."""
-    if not sys.stderr.isatty():
-        return None
-    shown = -1
-
-    def report(done: int, total: int) -> None:
-        nonlocal shown
-        percent = 100 * done // max(total, 1)
-        if percent != shown:
-            shown = percent
-            click.echo(f"\r{verb} {percent:3d} %" + ("\n" if percent == 100 else ""), nl=False, err=True)
-
-    return report

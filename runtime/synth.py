@@ -22,7 +22,7 @@ from .safetensors_file import write_safetensors
 from .sizes import SIZES, SMALL_TEMPLATE_SIZES, published_config
 from .synth_tokenizer import END_OF_TEXT, END_OF_TURN, SynthTokenizer, make_tokenizer
 from .synth_values import ValueSource
-from .tensors import PUBLISHED_PREFIX, TensorSpec, published_tensors
+from .tensors import HEAD, PUBLISHED_PREFIX, TensorSpec, expected_tensors, published_tensors
 
 MAX_SHARD_BYTES = 2 * 1024**3
 """A new file begins where this would be exceeded; a checkpoint within it is one file without an index."""
@@ -72,11 +72,13 @@ def synthesise(
     seed: int = 0,
     layers: int | None = None,
     small_template: bool = False,
+    format: str = "bf16",
     progress: Progress | None = None,
 ) -> SynthSummary:
     """Write a random checkpoint for a parsed config.json into the new directory `out`; it appears when it is whole.
 
-    `layers` changes the number of trunk layers. The same config and seed give the same bytes. Raises ConfigInvalid, Unsupported,
+    `layers` changes the number of trunk layers. The same config and seed give the same bytes. With the format "int8" or "int4" what
+    appears is the converted model of those values, without its published form on the way. Raises ConfigInvalid, Unsupported,
     OptionInvalid, OSError.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -85,6 +87,8 @@ def synthesise(
     config = ModelConfig.from_mapping(content)
     tokenizer = make_tokenizer(config.vocab_size, config.max_position_embeddings)
     content = with_token_ids(content, tokenizer)
+    if format != "bf16":
+        return synthesise_converted(content, config, out, format, seed, tokenizer, small_template, progress)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)
     try:
@@ -104,6 +108,42 @@ def synthesise(
         num_parameters=sum(spec.num_elements for spec in specs.values()),
         num_bytes=sum(spec.num_bytes for spec in specs.values()),
         num_files=num_files,
+    )
+
+
+def synthesise_converted(
+    content: Mapping[str, Any],
+    config: ModelConfig,
+    out: Path,
+    format: str,
+    seed: int,
+    tokenizer: SynthTokenizer,
+    small_template: bool,
+    progress: Progress | None,
+) -> SynthSummary:
+    """The trunk only: a converted model has neither vision tower nor MTP block."""
+    from .convert import convert_tensors, synthetic_digest  # the published form needs no native kernels
+    from .tensor_rows import SynthSource
+
+    trunk = expected_tensors(config)
+    full = {name: name if name == HEAD else f"{PUBLISHED_PREFIX}{name}" for name in trunk}
+    if "text_config" not in content:
+        full = {name: f"{TEXT_ONLY_PREFIX}{name}" if name != HEAD else name for name in trunk}
+    report = convert_tensors(
+        SynthSource(ValueSource(seed), {name: (full[name], spec) for name, spec in trunk.items()}),
+        config,
+        out,
+        format,
+        synthetic_digest(content, seed),
+        lambda directory: write_side_files(directory, content, tokenizer, small_template),
+        progress=progress,
+    )
+    return SynthSummary(
+        directory=out,
+        num_tensors=len(report.tensors),
+        num_parameters=sum(spec.num_elements for spec in trunk.values()),
+        num_bytes=report.num_bytes,
+        num_files=1,
     )
 
 

@@ -174,7 +174,12 @@ def quantise_weights(
     importance: _F32 | None = None,
     sigma: _F32 | None = None,
     exact: str = "rows8",
-    approximation: _F32 | None = None,
+    inputs: _F32 | None = None,
+    rounded: _F32 | None = None,
+    num_inputs: int = 0,
+    probe_step: int = 1,
+    output_error: NDArray[np.float64] | None = None,
+    output_energy: NDArray[np.float64] | None = None,
     threads: int = 1,
     isa: str = "auto",
 ) -> tuple[bool, float, float, float, float]: ...

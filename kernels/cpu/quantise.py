@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import _cpu
 
-__all__ = ["LAYOUTS", "PackedPiece", "dequantise", "packed_bytes", "quantise"]
+__all__ = ["LAYOUTS", "PackedPiece", "Probe", "dequantise", "packed_bytes", "quantise"]
 
 LAYOUTS = ("int4", "int8", "bf16", "rows8", "rows16")
 PANEL_ROWS, BLOCK_COLS = 32, 256
@@ -31,10 +31,23 @@ class PackedPiece:
     energy: float
     weighted_error: float
     weighted_energy: float
-    approximation: NDArray[np.float32] | None
-    """What `packed` stands for [rows, cols], where it was asked for."""
     sigma: NDArray[np.float32] | None
     """Root mean square of w - w^ of each row [rows], for the first pass of a head."""
+    output_error: NDArray[np.float64]
+    """For each probe input [n]: sum over the probed rows of (product as packed - product as published)^2."""
+    output_energy: NDArray[np.float64]
+    """The same of (product as published)^2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Inputs whose products with every `step`-th row are compared: `published` [n, cols] times the source, `rounded` [n, cols] times
+    what is packed.
+    """
+
+    published: NDArray[np.float32]
+    rounded: NDArray[np.float32]
+    step: int = 1
 
 
 def packed_bytes(layout: str, rows: int, cols: int) -> int:
@@ -52,7 +65,7 @@ def quantise(
     *,
     importance: NDArray[np.float32] | None = None,
     scan_of: str | None = None,
-    approximate: bool = False,
+    probe: Probe | None = None,
     threads: int = 1,
     isa: str = "auto",
 ) -> PackedPiece:
@@ -65,7 +78,8 @@ def quantise(
     rows, cols = source.shape
     out = np.empty(packed_bytes(layout, rows, cols), np.uint8)
     sigma = np.empty(rows, np.float32) if scan_of is not None else None
-    approximation = np.empty((rows, cols), np.float32) if approximate else None
+    num_inputs = 0 if probe is None else len(probe.published)
+    output_error, output_energy = np.zeros(num_inputs), np.zeros(num_inputs)
     finite, error, energy, weighted_error, weighted_energy = _cpu.quantise_weights(
         layout,
         source,
@@ -76,12 +90,17 @@ def quantise(
         importance=importance,
         sigma=sigma,
         exact=scan_of or "rows8",
-        approximation=approximation,
+        inputs=None if probe is None else probe.published,
+        rounded=None if probe is None else probe.rounded,
+        num_inputs=num_inputs,
+        probe_step=1 if probe is None else probe.step,
+        output_error=output_error,
+        output_energy=output_energy,
         threads=threads,
         isa=isa,
     )
     sums = (error, energy, weighted_error, weighted_energy)
-    return PackedPiece(out, finite and all(map(math.isfinite, sums)), *sums, approximation, sigma)
+    return PackedPiece(out, finite and all(map(math.isfinite, sums)), *sums, sigma, output_error, output_energy)
 
 
 def dequantise(layout: str, packed: NDArray[np.uint8], rows: int, cols: int) -> NDArray[np.float32]:

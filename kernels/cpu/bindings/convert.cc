@@ -45,8 +45,10 @@ auto* optional_data(const char* name, const std::optional<Array>& a, std::size_t
 nb::tuple quantise_array(const std::string& layout, const Input& source, const std::string& source_type,
                          std::size_t rows, std::size_t cols, const OutputArray& out,
                          const std::optional<Input>& importance, const std::optional<OutputArray>& sigma,
-                         const std::string& exact, const std::optional<OutputArray>& approximation,
-                         std::size_t threads, const std::string& isa) {
+                         const std::string& exact, const std::optional<Input>& inputs,
+                         const std::optional<Input>& rounded, std::size_t num_inputs, std::size_t probe_step,
+                         const std::optional<OutputArray>& output_error,
+                         const std::optional<OutputArray>& output_energy, std::size_t threads, const std::string& isa) {
   QuantiseJob job = {};
   job.source_type = source_type_named(source_type);
   if (job.source_type == SourceType::kF32) {
@@ -61,7 +63,15 @@ nb::tuple quantise_array(const std::string& layout, const Input& source, const s
   job.importance = optional_data<float>("importance", importance, cols);
   check<std::uint8_t>("out", out, packed_bytes(job.layout, rows, cols));
   job.out = static_cast<std::uint8_t*>(out.data());
-  job.approximation = optional_data<float>("approximation", approximation, rows * cols);
+  job.inputs = optional_data<float>("inputs", inputs, num_inputs * cols);
+  job.rounded = optional_data<float>("rounded", rounded, num_inputs * cols);
+  job.output_error = optional_data<double>("output_error", output_error, num_inputs);
+  job.output_energy = optional_data<double>("output_energy", output_energy, num_inputs);
+  if (num_inputs > 0 && !(job.inputs && job.rounded && job.output_error && job.output_energy && probe_step > 0)) {
+    throw nb::value_error("inputs need all of rounded, output_error, output_energy and a step");
+  }
+  job.num_inputs = num_inputs;
+  job.probe_step = probe_step;
   job.sigma = optional_data<float>("sigma", sigma, rows);
   job.exact = layout_named(exact);
   if (job.exact != Layout::kRows8 && job.exact != Layout::kRows16) throw nb::value_error("exact must be rows8 or rows16");
@@ -88,8 +98,9 @@ void dequantise_array(const std::string& layout, const Input& packed, std::size_
 void bind_convert(nb::module_& m) {
   using namespace nb::literals;
   m.def("quantise_weights", &quantise_array, "layout"_a, "source"_a, "source_type"_a, "rows"_a, "cols"_a, "out"_a, nb::kw_only(),
-        "importance"_a = nb::none(), "sigma"_a = nb::none(), "exact"_a = "rows8", "approximation"_a = nb::none(),
-        "threads"_a = 1, "isa"_a = "auto");
+        "importance"_a = nb::none(), "sigma"_a = nb::none(), "exact"_a = "rows8", "inputs"_a = nb::none(),
+        "rounded"_a = nb::none(), "num_inputs"_a = 0, "probe_step"_a = 1, "output_error"_a = nb::none(),
+        "output_energy"_a = nb::none(),         "threads"_a = 1, "isa"_a = "auto");
   m.def("dequantise_weights", &dequantise_array, "layout"_a, "packed"_a, "rows"_a, "cols"_a, "out"_a);
 }
 

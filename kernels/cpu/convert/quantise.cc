@@ -175,15 +175,27 @@ bool read_row(const QuantiseJob& job, std::size_t row, float* out, std::size_t p
   return largest < 0x7f800000u;
 }
 
+// Eight partial sums in an order of their own, so that the compiler may keep them in vectors.
+float dot(const float* a, const float* b, std::size_t n) {
+  float sums[8] = {};
+  std::size_t k = 0;
+  for (; k + 8 <= n; k += 8)
+    for (std::size_t i = 0; i < 8; ++i) sums[i] += a[k + i] * b[k + i];
+  for (; k < n; ++k) sums[0] += a[k] * b[k];
+  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+}
+
 class Worker {
  public:
   Worker(const QuantiseJob& job, const QuantiseKernels& kernels)
-      : job_(job), kernels_(kernels), padded_(blocks_of(job.cols) * kBlockCols), w_(kPanelRows * padded_), y_(padded_),
+      : output_error(job.num_inputs), output_energy(job.num_inputs), job_(job), kernels_(kernels), padded_(blocks_of(job.cols) * kBlockCols), w_(kPanelRows * padded_), y_(padded_),
         importance_(job.importance != nullptr ? padded_ : 0, 0.0f),
         exact_(job.sigma != nullptr ? stripe_bytes(job.exact, 1, job.cols) : 0) {
     // Columns beyond the data are zero whatever their weight.
     for (std::size_t k = 0; k < importance_.size(); ++k) importance_[k] = k < job.cols ? job.importance[k] : 1.0f;
   }
+
+  std::vector<double> output_error, output_energy;  // of all stripes so far
 
   // Stripe `index`: rows 32 * index onwards.
   QuantiseResult stripe(std::size_t index) {
@@ -271,8 +283,17 @@ class Worker {
     result.error += error;
     result.energy += energy;
     if (job_.sigma != nullptr) job_.sigma[first + row] = static_cast<float>(std::sqrt(error / static_cast<double>(job_.cols)));
-    if (job_.approximation != nullptr)
-      std::memcpy(job_.approximation + (first + row) * job_.cols, y_.data(), job_.cols * sizeof(float));
+    if (job_.num_inputs > 0 && (first + row) % job_.probe_step == 0) compare_products(w);
+  }
+
+  // Of the row whose packed values are in y_.
+  void compare_products(const float* w) {
+    for (std::size_t i = 0; i < job_.num_inputs; ++i) {
+      const double exact = dot(w, job_.inputs + i * job_.cols, job_.cols);
+      const double difference = dot(y_.data(), job_.rounded + i * job_.cols, job_.cols) - exact;
+      output_error[i] += difference * difference;
+      output_energy[i] += exact * exact;
+    }
   }
 
   const QuantiseJob& job_;
@@ -305,6 +326,13 @@ QuantiseResult quantise(const QuantiseJob& job, const QuantiseKernels& kernels, 
   if (stripes > 0) run(0);
   for (std::thread& other : others) other.join();
   QuantiseResult total = {0, 0, 0, 0, true};
+  for (std::size_t i = 0; i < job.num_inputs; ++i) {
+    job.output_error[i] = job.output_energy[i] = 0;
+    for (const Worker& worker : workers) {
+      job.output_error[i] += worker.output_error[i];
+      job.output_energy[i] += worker.output_energy[i];
+    }
+  }
   for (const QuantiseResult& r : results) {  // in order, so that the sums do not depend on the threads
     total.error += r.error;
     total.energy += r.energy;

@@ -31,13 +31,21 @@ struct QuantiseJob {
   Layout layout;
   const float* importance;  // [cols] > 0, or null; only kInt4 looks at it
   std::uint8_t* out;        // packed_bytes(layout, rows, cols)
-  float* approximation;     // [rows][cols], what `out` stands for; may be null
 
   // Of a head's first pass, else null: sigma [rows] receives the root mean square of w - w^ over the columns, and each
   // row's D is multiplied with <w, w> / <w, w^>, so that scores are unbiased. w is the row as kRows8 or kRows16
   // (`exact`) would hold it: what the candidates are scored with afterwards.
   float* sigma;
   Layout exact;
+
+  // Products to compare, every `probe_step`-th row with each of `num_inputs` inputs: as published with inputs [n][cols],
+  // as packed with rounded [n][cols]. Sums of (difference)^2 and of (product as published)^2 go to output_error [n] and
+  // output_energy [n]. num_inputs may be zero.
+  const float* inputs;
+  const float* rounded;
+  std::size_t num_inputs, probe_step;
+  double* output_error;
+  double* output_energy;
 };
 
 struct QuantiseResult {

@@ -4,8 +4,8 @@
 // For a row of a block, D and sixteen groups: w^ = D * s[g] * L[q], s in -7..8. The cost of a group depends on the step
 // t = D * s alone:  cost(t) = sum_k importance[k] * (w[k] - t * L[nearest])^2.
 //   1. For each group and each sign of t, the step with the least cost, of a geometric row of steps.
-//   2. For each |D| of another row (the largest group wants |s| = 8 or a little less): each group takes the better of the
-//      two integers around (best step / D), for both signs. +8 belongs to D > 0, -8 to D < 0: both sums come from one pass.
+//   2. For each |D| of another row (the largest group wants |s| = 8 or a little less): each group takes the best of
+//      three integers around (best step / D), for both signs. +8 belongs to D > 0, -8 to D < 0: both sums come from one pass.
 //   3. The best D, then twice the D that fits the chosen products best (least squares), kept where the cost falls.
 //   4. D as binary16, and for it codes and nibbles once more.
 #pragma once
@@ -22,8 +22,9 @@ constexpr int kGroups = kBlockCols / kGroupCols;
 constexpr int kLanes = 16;
 constexpr int kSteps = 10;
 constexpr float kFirstStep = 0.78f, kStepRatio = 1.06f;  // times the largest |w| / 16
-constexpr int kScales = 10;
-constexpr float kFirstScale = 0.80f, kScaleRatio = 1.055f;  // times the largest |w| / 128
+constexpr int kScales = 20;
+constexpr float kFirstScale = 0.80f, kScaleRatio = 1.0275f;  // times the largest |w| / 128
+constexpr int kIntegers = 3;  // tried for each sign of s
 constexpr int kRefinements = 2;
 constexpr float kRound = 12582912.0f;  // adding and subtracting 1.5 * 2^23 rounds to an integer
 constexpr float kTiny = 1e-30f;
@@ -95,9 +96,9 @@ void try_scale(const Half& half, const float* importance, V d, V& positive, V& n
     V common = set1(kHuge), eight[2];
     for (int sign = 0; sign < 2; ++sign) {
       eight[sign] = set1(kHuge);
-      const V ratio = sub(mul(half.best[sign][g], inverse), set1(0.5f));
+      const V ratio = sub(mul(half.best[sign][g], inverse), set1(1.0f));
       V s = min(max(sub(add(ratio, set1(kRound)), set1(kRound)), set1(1.0f)), set1(8.0f));
-      for (int more = 0; more < 2; ++more, s = min(add(s, set1(1.0f)), set1(8.0f))) {
+      for (int more = 0; more < kIntegers; ++more, s = min(add(s, set1(1.0f)), set1(8.0f))) {
         const V t = mul(d, sign ? sub(zero(), s) : s);
         const V cost = step_cost<kWeighted>(half.x + g * kGroupCols, weights, t);
         common = select_lt(s, set1(7.5f), min(common, cost), common);
@@ -109,7 +110,7 @@ void try_scale(const Half& half, const float* importance, V d, V& positive, V& n
   }
 }
 
-// Codes for a signed D: the better of two integers for each sign, and 0.
+// Codes for a signed D: the best of three integers for each sign, and 0.
 template <bool kWeighted>
 void choose_codes(const Half& half, const float* importance, V d, Choice& choice) {
   choice.cost = choice.num = choice.den = zero();
@@ -123,9 +124,9 @@ void choose_codes(const Half& half, const float* importance, V d, Choice& choice
     for (int sign = 0; sign < 2; ++sign) {  // of s; the sign of t is that of s times that of D
       const V best = select_lt(d, zero(), half.best[1 - sign][g], half.best[sign][g]);
       const V most = set1(sign ? 7.0f : 8.0f);
-      const V ratio = sub(mul(best, inverse), set1(0.5f));
+      const V ratio = sub(mul(best, inverse), set1(1.0f));
       V s = min(max(sub(add(ratio, set1(kRound)), set1(kRound)), set1(1.0f)), most);
-      for (int more = 0; more < 2; ++more, s = min(add(s, set1(1.0f)), most)) {
+      for (int more = 0; more < kIntegers; ++more, s = min(add(s, set1(1.0f)), most)) {
         const V signed_s = sign ? sub(zero(), s) : s;
         const V size_s = mul(size, s);
         const V t = select_lt(mul(d, signed_s), zero(), sub(zero(), size_s), size_s);
