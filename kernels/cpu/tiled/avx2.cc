@@ -103,7 +103,6 @@ constexpr Bytes kScales = make_scales();
 
 struct Integer {
   static constexpr bool kIsInteger = true;
-  static constexpr std::size_t kTile = 8;
   static std::size_t take(std::size_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : left; }
 };
 
@@ -113,7 +112,6 @@ struct Int4 : Integer {
   static void prepare(const std::uint8_t* block, std::uint8_t* to, float* d) {
     const __m256i levels = table(kLevels), nibble = _mm256_set1_epi8(15), scales = table(kScales);
     read_scales(block + kInt4ScaleOffset, d);
-    for (std::size_t i = 0; i < kInt4LinesOffset; i += 64) prefetch(block + i + kPrefetchBytes);
     const std::uint8_t* line = block + kInt4LinesOffset;
     std::uint8_t* out = to;
     for (std::size_t i = 0; i < 64; ++i, line += 64) {  // line of (group, j), half

@@ -62,7 +62,6 @@ constexpr Factors kFactors;
 
 struct Integer {
   static constexpr bool kIsInteger = true;
-  static constexpr std::size_t kTile = 12;
   // 16 in two equal tiles: a tile of 4 has as much work around its loop as one of 8.
   static std::size_t take(std::size_t left) {
     if (left >= 12 && left != 16) return 12;
@@ -86,7 +85,6 @@ struct Int4 : Integer {
     const __m512i magnitudes = _mm512_load_si512(kFactors.magnitude), inverts = _mm512_load_si512(kFactors.invert),
                   offsets = _mm512_load_si512(kFactors.offset), levels = _mm512_load_si512(kFactors.level);
     read_scales(block + kInt4ScaleOffset, d);
-    for (std::size_t i = 0; i < kInt4LinesOffset; i += 64) prefetch(block + i + kPrefetchBytes);
     const std::uint8_t* line = block + kInt4LinesOffset;
     for (std::size_t g = 0; g < 16; ++g, line += 256, to += 512) {
       for (std::size_t half = 0; half < 2; ++half) {
@@ -118,7 +116,7 @@ struct Int8 : Integer {
 
 struct Bf16 {
   static constexpr bool kIsInteger = false;
-  static constexpr std::size_t kUnpackedBytes = 0, kTile = 12;
+  static constexpr std::size_t kUnpackedBytes = 0;
   static std::size_t take(std::size_t left) { return Integer::take(left); }
   static void prepare(const std::uint8_t*, std::uint8_t*, float*) {}
   static void tile(std::size_t tokens, const Block& b) {

@@ -27,7 +27,7 @@ inline void bf16_tile(const Block& b, std::size_t half) {
 
 struct Bf16 {
   static constexpr bool kIsInteger = false;
-  static constexpr std::size_t kUnpackedBytes = 0, kTile = 6;
+  static constexpr std::size_t kUnpackedBytes = 0;
   static std::size_t take(std::size_t left) {
     if (left >= 6 && left != 8) return 6;
     return left >= 4 ? 4 : left >= 2 ? 2 : left;

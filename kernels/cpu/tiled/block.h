@@ -26,6 +26,8 @@ struct Block {
   const float* f_in;      // [tokens][32], 64-byte aligned
   float* f_out;           // [tokens][32], 64-byte aligned; may be f_in
 
+  const std::uint8_t* ahead;  // as many bytes as w has are asked for from here on: what the caller reads soon
+
   const float* x;  // kBf16: [tokens][stride], from the block's first column on, as q and sum16
 
   const std::int8_t* q;       // kInt4 and kInt8: [tokens][stride]

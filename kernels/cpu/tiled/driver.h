@@ -8,7 +8,6 @@
 // F describes one format on one instruction set:
 //   kIsInteger                int8 activations with sums and scales, else f32
 //   kUnpackedBytes            of a block, a multiple of 64; 0: the tiles read the packed block
-//   kTile                     tokens of the largest tile
 //   take(left)                tokens of the next tile when `left` are to come
 //   prepare(block, to, d)     unpacks, and converts the scales of the rows to f32
 //   tile(tokens, Block)
@@ -22,10 +21,10 @@
 namespace shoal {
 namespace {
 
-constexpr std::size_t kFewTokens = 16;      // up to here a group is one block
-constexpr std::size_t kGroupBlocks = 32;    // 256 KiB of unpacked bytes
+constexpr std::size_t kFewTokens = 96;        // up to here a group is one block
+constexpr std::size_t kGroupBlocks = 32;      // 256 KiB of unpacked integers, about half a second-level cache
+constexpr std::size_t kRangeTokens = 512;     // whose unfinished sums fit the scratch
 constexpr std::size_t kPrefetchBytes = 8192;  // ahead of the reader of weights; a shorter way leaves bandwidth unused
-constexpr std::size_t kRangeTokens = 512;   // whose unfinished sums fit the scratch
 
 struct Scratch {
   alignas(64) float zeros[kMaxTile * kPanelRows];
@@ -116,8 +115,8 @@ void multiply_group(const Task& task, std::size_t panel, std::size_t panels, std
       for (std::size_t b = 0; b < blocks; ++b) {
         const std::size_t column = (block + b) * kBlockCols;
         Block tile = {};
-        tile.w = F::kUnpackedBytes == 0 ? packed + p * panel_bytes + b * packed_bytes
-                                        : scratch.unpacked + (p * blocks + b) * F::kUnpackedBytes;
+        const std::uint8_t* in_place = packed + p * panel_bytes + b * packed_bytes;
+        tile.w = F::kUnpackedBytes == 0 ? in_place : scratch.unpacked + (p * blocks + b) * F::kUnpackedBytes;
         if constexpr (F::kIsInteger) {
           tile.d = scratch.d[p * blocks + b];
           tile.q = a.q + token * a.cols + column;
@@ -128,6 +127,7 @@ void multiply_group(const Task& task, std::size_t panel, std::size_t panels, std
           tile.x = a.x + token * a.x_stride + column;
           tile.stride = a.x_stride;
         }
+        tile.ahead = panels * blocks == 1 ? in_place + kPrefetchBytes : tile.w + F::kUnpackedBytes;
         tile.f_in = block + b == 0 ? scratch.zeros : f;
         tile.f_out = f;
         F::tile(tokens, tile);
@@ -145,8 +145,9 @@ void multiply(const Matrix& w, const Activations& a, std::size_t first, std::siz
   for (std::size_t i = 0; i < kMaxTile * kPanelRows; ++i) scratch.zeros[i] = 0.0f;
   const Task task = {w, a, out, scratch};
   const std::size_t blocks = w.num_blocks();
-  const std::size_t run = a.n <= kFewTokens ? smaller(blocks, 1) : smaller(blocks, kGroupBlocks);
-  const std::size_t panels = run < blocks || run == 0 ? 1 : kGroupBlocks / run;
+  const bool is_few = a.n <= kFewTokens;
+  const std::size_t limit = is_few ? 1 : F::kIsInteger ? kGroupBlocks : kGroupBlocks / 4;
+  const std::size_t run = smaller(blocks, limit), panels = run < blocks || run == 0 ? 1 : limit / run;
   const std::size_t range = run < blocks ? kRangeTokens : a.n;
   for (std::size_t token = 0; token < a.n; token += range) {
     const std::size_t end = smaller(a.n, token + range);

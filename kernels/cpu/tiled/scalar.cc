@@ -46,8 +46,8 @@ inline void integer_tile(std::size_t tokens, const Block& b) {
 
 struct Int4 {
   static constexpr bool kIsInteger = true;
-  static constexpr std::size_t kUnpackedBytes = kPanelRows * kBlockCols, kTile = 4;
-  static std::size_t take(std::size_t left) { return smaller(left, kTile); }
+  static constexpr std::size_t kUnpackedBytes = kPanelRows * kBlockCols;
+  static std::size_t take(std::size_t left) { return smaller(left, 4); }
   static void tile(std::size_t tokens, const Block& b) { integer_tile(tokens, b); }
 
   static void prepare(const std::uint8_t* block, std::uint8_t* to, float* d) {
@@ -70,16 +70,16 @@ struct Int4 {
 
 struct Int8 {
   static constexpr bool kIsInteger = true;
-  static constexpr std::size_t kUnpackedBytes = 0, kTile = 4;
-  static std::size_t take(std::size_t left) { return smaller(left, kTile); }
+  static constexpr std::size_t kUnpackedBytes = 0;
+  static std::size_t take(std::size_t left) { return smaller(left, 4); }
   static void prepare(const std::uint8_t* block, std::uint8_t*, float* d) { read_scales(block + kInt8ScaleOffset, d); }
   static void tile(std::size_t tokens, const Block& b) { integer_tile(tokens, b); }
 };
 
 struct Bf16 {
   static constexpr bool kIsInteger = false;
-  static constexpr std::size_t kUnpackedBytes = 0, kTile = 4;
-  static std::size_t take(std::size_t left) { return smaller(left, kTile); }
+  static constexpr std::size_t kUnpackedBytes = 0;
+  static std::size_t take(std::size_t left) { return smaller(left, 4); }
   static void prepare(const std::uint8_t*, std::uint8_t*, float*) {}
 
   static void tile(std::size_t tokens, const Block& b) {

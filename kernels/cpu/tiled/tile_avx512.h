@@ -48,6 +48,8 @@
   SHOAL_LINE("vpdpbusd %%zmm26, %%zmm24, %%zmm" #p)             \
   SHOAL_LINE("vpdpbusd %%zmm26, %%zmm25, %%zmm" #q)
 #define SHOAL_STEP(T, d)                                        \
+  SHOAL_LINE("prefetcht0 32*" #d "(%[ahead])")                  \
+  SHOAL_LINE("prefetcht0 32*" #d "+64(%[ahead])")               \
   SHOAL_LINE("vmovdqa64 32*" #d "(%[w]), %%zmm24")              \
   SHOAL_LINE("vmovdqa64 32*" #d "+64(%[w]), %%zmm25")           \
   SHOAL_TOKENS_##T(SHOAL_DOT, d)
@@ -67,6 +69,7 @@
   inline void integer_tile_##T(const Block& b) {                                                                   \
     const std::uint8_t* w = b.w;                                                                                   \
     const std::int8_t *a0 = b.q, *a1 = a0 + 3 * b.stride, *a2 = a0 + 6 * b.stride, *a3 = a0 + 9 * b.stride;        \
+    const std::uint8_t* ahead = b.ahead;                                                                           \
     int steps = kBlockCols / 16;                                                                                   \
     __asm__ volatile(                                                                                              \
         SHOAL_TOKENS_##T(SHOAL_START, 0)                                                                           \
@@ -74,11 +77,11 @@
         "1:\n\t"                                                                                                   \
         SHOAL_STEP(T, 0) SHOAL_STEP(T, 4) SHOAL_STEP(T, 8) SHOAL_STEP(T, 12)                                       \
         SHOAL_LINE("addq $16, %[a0]") SHOAL_LINE("addq $16, %[a1]") SHOAL_LINE("addq $16, %[a2]")                  \
-        SHOAL_LINE("addq $16, %[a3]") SHOAL_LINE("addq $512, %[w]")                                                \
+        SHOAL_LINE("addq $16, %[a3]") SHOAL_LINE("addq $512, %[w]") SHOAL_LINE("addq $512, %[ahead]")                              \
         SHOAL_LINE("decl %[steps]") SHOAL_LINE("jnz 1b")                                                           \
         SHOAL_LINE("vmovaps (%[d]), %%zmm24") SHOAL_LINE("vmovaps 64(%[d]), %%zmm25")                              \
         SHOAL_TOKENS_##T(SHOAL_SCALE, 0)                                                                           \
-        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [steps] "+r"(steps)             \
+        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [steps] "+r"(steps), [ahead] "+r"(ahead)             \
         : [stride] "r"(b.stride), [d] "r"(b.d), [sums] "r"(b.sums), [in] "r"(b.f_in), [out] "r"(b.f_out)           \
         : "cc", "memory", SHOAL_CLOBBERED_24);                                                                     \
   }
@@ -98,6 +101,8 @@
   SHOAL_LINE("vfmadd231ps %%zmm26, %%zmm27, %%zmm" #p)          \
   SHOAL_LINE("vfmadd231ps %%zmm26, %%zmm28, %%zmm" #q)
 #define SHOAL_PAIR(T, even, odd)                                \
+  SHOAL_LINE("prefetcht0 16*" #even "(%[ahead])")               \
+  SHOAL_LINE("prefetcht0 16*" #even "+64(%[ahead])")            \
   SHOAL_LINE("vpslld $16, 16*" #even "(%[w]), %%zmm24")         \
   SHOAL_LINE("vpslld $16, 16*" #even "+64(%[w]), %%zmm25")      \
   SHOAL_LINE("vpandd 16*" #even "(%[w]), %%zmm29, %%zmm27")     \
@@ -116,6 +121,7 @@
     const std::size_t stride = 4 * b.stride;                                                                       \
     const char *a0 = reinterpret_cast<const char*>(b.x), *a1 = a0 + 3 * stride, *a2 = a1 + 3 * stride,             \
                *a3 = a2 + 3 * stride;                                                                              \
+    const std::uint8_t* ahead = b.ahead;                                                                           \
     int steps = kBlockCols / 4;                                                                                    \
     __asm__ volatile(                                                                                              \
         SHOAL_TOKENS_##T(SHOAL_ZERO, 0)                                                                            \
@@ -124,10 +130,10 @@
         "1:\n\t"                                                                                                   \
         SHOAL_PAIR(T, 0, 4) SHOAL_PAIR(T, 8, 12)                                                                   \
         SHOAL_LINE("addq $16, %[a0]") SHOAL_LINE("addq $16, %[a1]") SHOAL_LINE("addq $16, %[a2]")                  \
-        SHOAL_LINE("addq $16, %[a3]") SHOAL_LINE("addq $256, %[w]")                                                \
+        SHOAL_LINE("addq $16, %[a3]") SHOAL_LINE("addq $256, %[w]") SHOAL_LINE("addq $256, %[ahead]")                                                \
         SHOAL_LINE("decl %[steps]") SHOAL_LINE("jnz 1b")                                                           \
         SHOAL_TOKENS_##T(SHOAL_ADD, 0)                                                                             \
-        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [steps] "+r"(steps)             \
+        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [steps] "+r"(steps), [ahead] "+r"(ahead)             \
         : [stride] "r"(stride), [in] "r"(b.f_in), [out] "r"(b.f_out)                                               \
         : "cc", "memory", SHOAL_CLOBBERED_24);                                                                     \
   }

@@ -27,6 +27,7 @@
   SHOAL_LINE(SHOAL_VEX "vpdpbusd %%ymm14, %%ymm12, %%ymm" #p)          \
   SHOAL_LINE(SHOAL_VEX "vpdpbusd %%ymm14, %%ymm13, %%ymm" #q)
 #define SHOAL_STEP(T, d)                                        \
+  SHOAL_LINE("prefetcht0 32*" #d "(%[ahead])")                  \
   SHOAL_LINE("vmovdqa 32*" #d "(%[w]), %%ymm12")                \
   SHOAL_LINE("vmovdqa 32*" #d "+32(%[w]), %%ymm13")             \
   SHOAL_TOKENS_##T(SHOAL_DOT, d)
@@ -47,6 +48,7 @@
   inline void integer_tile_##T(const Block& b, std::size_t half) {                                              \
     const std::uint8_t* w = b.w + 64 * half;                                                                    \
     const std::int8_t *a0 = b.q, *a1 = a0 + 3 * b.stride;                                                       \
+    const std::uint8_t* ahead = b.ahead + 64 * half;                                                            \
     int steps = kBlockCols / 16;                                                                                \
     __asm__ volatile(                                                                                           \
         SHOAL_TOKENS_##T(SHOAL_START, 0)                                                                        \
@@ -54,10 +56,10 @@
         "1:\n\t"                                                                                                \
         SHOAL_STEP(T, 0) SHOAL_STEP(T, 4) SHOAL_STEP(T, 8) SHOAL_STEP(T, 12)                                    \
         SHOAL_LINE("addq $16, %[a0]") SHOAL_LINE("addq $16, %[a1]") SHOAL_LINE("addq $512, %[w]")               \
-        SHOAL_LINE("decl %[steps]") SHOAL_LINE("jnz 1b")                                                        \
+        SHOAL_LINE("addq $512, %[ahead]") SHOAL_LINE("decl %[steps]") SHOAL_LINE("jnz 1b")                                                        \
         SHOAL_LINE("vmovaps (%[d]), %%ymm12") SHOAL_LINE("vmovaps 32(%[d]), %%ymm13")                           \
         SHOAL_TOKENS_##T(SHOAL_SCALE, 0)                                                                        \
-        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [steps] "+r"(steps)                                        \
+        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [steps] "+r"(steps), [ahead] "+r"(ahead)                   \
         : [stride] "r"(b.stride), [d] "r"(b.d + 16 * half), [sums] "r"(b.sums), [in] "r"(b.f_in + 16 * half),   \
           [out] "r"(b.f_out + 16 * half)                                                                        \
         : "cc", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",       \

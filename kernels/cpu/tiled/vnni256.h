@@ -45,7 +45,6 @@ constexpr Bytes kMagnitudes = make_magnitudes(), kInverts = make_inverts(), kOff
 
 struct Integer {
   static constexpr bool kIsInteger = true;
-  static constexpr std::size_t kTile = 6;
   static std::size_t take(std::size_t left) {
     if (left >= 6 && left != 8) return 6;
     return left >= 4 ? 4 : left >= 2 ? 2 : left;
@@ -71,7 +70,6 @@ struct Int4 : Integer {
     const __m256i every_byte[2] = {spread(0, 0xffffffff), spread(1, 0xffffffff)};
     const __m256i every_word[2] = {spread(0, 0x00ff00ff), spread(1, 0x00ff00ff)};
     read_scales(block + kInt4ScaleOffset, d);
-    for (std::size_t i = 0; i < kInt4LinesOffset; i += 64) prefetch(block + i + kPrefetchBytes);
     const std::uint8_t* line = block + kInt4LinesOffset;
     for (std::size_t g = 0; g < 16; ++g, line += 256, to += 512) {
       for (std::size_t half = 0; half < 2; ++half) {
