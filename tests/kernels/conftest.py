@@ -1,4 +1,4 @@
-"""`packing` and `tiny_models` of this folder, for every test beside them: the root is not on the path, so nothing there can be
+"""`packing`, `block_quantisers` and `tiny_models` of this folder, for every test beside them: the root is not on the path, so nothing there can be
 imported."""
 
 import importlib.util
@@ -20,6 +20,11 @@ def load_beside(name):
 @pytest.fixture(scope="session")
 def packing():
     return load_beside("packing")
+
+
+@pytest.fixture(scope="session")
+def block_quantisers():
+    return load_beside("block_quantisers")
 
 
 @pytest.fixture(scope="session")
