@@ -12,7 +12,7 @@ from models.pocket.delta_rule import Shape, _CausalConv, _UnitLowerInverse, chun
 from models.pocket.evaluate import score
 from models.pocket.model import Pocket, initialise
 from models.pocket.tokenizer import Encoder, load
-from models.pocket.train import STEPS, loss_of, parse, rate_at, train
+from models.pocket.train import CYCLES, STEPS, loss_of, parse, rate_at, train
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,15 @@ def test_padding_changes_nothing():
 
 def test_the_rate_rises_stays_and_falls():
     rates = [rate_at(s, STEPS) for s in range(STEPS)]
-    assert max(rates) == rates[STEPS // 5] and rates[0] < rates[39] and rates[-1] < 0.012 * max(rates)
+    assert max(rates) == rates[STEPS // 6] and rates[0] < rates[39] and rates[-1] < 0.012 * max(rates)
+
+
+def test_each_further_cycle_begins_at_its_peak_and_ends_low():
+    rates = [rate_at(s, STEPS) for s in range(STEPS)]
+    for start, peak in CYCLES:
+        begin = round(start * STEPS)
+        assert rates[begin - 1] < 0.012 * max(rates)
+        assert rates[begin] == pytest.approx(peak * max(rates))
 
 
 def run(folder, steps, *more):
