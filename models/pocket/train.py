@@ -62,7 +62,14 @@ PHASES: list[tuple[float, Mix]] = [
     (
         THIRD,
         Mix(
-            chat=0.30, tool=0.03, memory=0.03, sums=0.64, weights=COUNTS, subtraction=4.0, sums_thinking=0.1, negative=0.4
+            chat=0.30,
+            tool=0.03,
+            memory=0.03,
+            sums=0.64,
+            weights=COUNTS,
+            subtraction=4.0,
+            sums_thinking=0.1,
+            negative=0.4,
         ),
     ),
 ]
