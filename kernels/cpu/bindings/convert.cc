@@ -10,10 +10,10 @@
 namespace shoal {
 namespace {
 
-Layout layout_named(const std::string& name) {
+PackedLayout layout_named(const std::string& name) {
   const char* names[] = {"int4", "int8", "bf16", "rows8", "rows16"};
   for (int i = 0; i < 5; ++i) {
-    if (name == names[i]) return static_cast<Layout>(i);
+    if (name == names[i]) return static_cast<PackedLayout>(i);
   }
   throw nb::value_error(("there is no layout named '" + name + "'").c_str());
 }
@@ -74,7 +74,9 @@ nb::tuple quantise_array(const std::string& layout, const Input& source, const s
   job.probe_step = probe_step;
   job.sigma = optional_data<float>("sigma", sigma, rows);
   job.exact = layout_named(exact);
-  if (job.exact != Layout::kRows8 && job.exact != Layout::kRows16) throw nb::value_error("exact must be rows8 or rows16");
+  if (job.exact != PackedLayout::kRows8 && job.exact != PackedLayout::kRows16) {
+    throw nb::value_error("exact must be rows8 or rows16");
+  }
   const QuantiseKernels& kernels = quantiser(isa);
   QuantiseResult result;
   {
@@ -86,7 +88,7 @@ nb::tuple quantise_array(const std::string& layout, const Input& source, const s
 
 void dequantise_array(const std::string& layout, const Input& packed, std::size_t rows, std::size_t cols,
                       const OutputArray& out) {
-  const Layout kind = layout_named(layout);
+  const PackedLayout kind = layout_named(layout);
   check<std::uint8_t>("packed", packed, packed_bytes(kind, rows, cols));
   check<float>("out", out, rows * cols);
   nb::gil_scoped_release without_gil;
@@ -97,10 +99,10 @@ void dequantise_array(const std::string& layout, const Input& packed, std::size_
 
 void bind_convert(nb::module_& m) {
   using namespace nb::literals;
-  m.def("quantise_weights", &quantise_array, "layout"_a, "source"_a, "source_type"_a, "rows"_a, "cols"_a, "out"_a, nb::kw_only(),
-        "importance"_a = nb::none(), "sigma"_a = nb::none(), "exact"_a = "rows8", "inputs"_a = nb::none(),
-        "rounded"_a = nb::none(), "num_inputs"_a = 0, "probe_step"_a = 1, "output_error"_a = nb::none(),
-        "output_energy"_a = nb::none(),         "threads"_a = 1, "isa"_a = "auto");
+  m.def("quantise_weights", &quantise_array, "layout"_a, "source"_a, "source_type"_a, "rows"_a, "cols"_a, "out"_a,
+        nb::kw_only(), "importance"_a = nb::none(), "sigma"_a = nb::none(), "exact"_a = "rows8",
+        "inputs"_a = nb::none(), "rounded"_a = nb::none(), "num_inputs"_a = 0, "probe_step"_a = 1,
+        "output_error"_a = nb::none(), "output_energy"_a = nb::none(), "threads"_a = 1, "isa"_a = "auto");
   m.def("dequantise_weights", &dequantise_array, "layout"_a, "packed"_a, "rows"_a, "cols"_a, "out"_a);
 }
 

@@ -1,5 +1,5 @@
-// AVX2 table of the search. Per 16 weights and trial: 2 vfmadd, 2 vmin, 2 vmax, 2 vcvttps2dq, 2 vpgatherdd (from one line
-// of the first cache), 2 vsub, 2 vfmadd.
+// AVX2 table of the search. Per 16 weights and trial: 2 vfmadd, 2 vmin, 2 vmax, 2 vcvttps2dq, 2 vgatherdps (from four
+// lines of the first cache), 2 vsub, 2 vfmadd.
 #include "vector/avx2.h"
 
 #include "convert/cells.h"

@@ -1,4 +1,4 @@
-// The parts of quantisation that need no vectors: reading the source, the byte layouts, errors, threads.
+// Everything around the search: reading the source, a head's scales, errors from the bytes that were written, threads.
 #include "convert/quantise.h"
 
 #include <cmath>
@@ -6,152 +6,11 @@
 #include <thread>
 #include <vector>
 
+#include "convert/blocks.h"
 #include "convert/half.h"
 
 namespace shoal {
 namespace {
-
-constexpr float kLargestInt8 = 127.0f;
-
-std::size_t blocks_of(std::size_t cols) { return (cols + kBlockCols - 1) / kBlockCols; }
-
-bool is_table(Layout layout) { return layout == Layout::kRows8 || layout == Layout::kRows16; }
-
-std::size_t block_bytes_of(Layout layout) { return block_bytes(static_cast<Format>(layout)); }
-
-// Bytes of `rows` rows of a table, or of one panel.
-std::size_t stripe_bytes(Layout layout, std::size_t rows, std::size_t cols) {
-  if (layout == Layout::kRows8) return rows * blocks_of(cols) * (kBlockCols + 2);
-  if (layout == Layout::kRows16) return rows * blocks_of(cols) * kBlockCols * 2;
-  return blocks_of(cols) * block_bytes_of(layout);
-}
-
-void put_half(std::uint8_t* p, float value) {
-  const std::uint16_t h = half_of_float(value);
-  std::memcpy(p, &h, sizeof h);
-}
-
-float get_half(const std::uint8_t* p) {
-  std::uint16_t h;
-  std::memcpy(&h, p, sizeof h);
-  return float_of_half(h);
-}
-
-// --- int8: D = the largest |w| / 127, as binary16 ---------------------------------------------------------------------
-
-float int8_scale(const float* w) {
-  float largest = 0.0f;
-  for (std::size_t k = 0; k < kBlockCols; ++k) largest = std::fabs(w[k]) > largest ? std::fabs(w[k]) : largest;
-  return float_of_half(half_of_float(largest / kLargestInt8));
-}
-
-// q = w / scale to nearest, ties to even, within -127..127.
-void int8_values(const float* w, float scale, std::int8_t* q) {
-  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-  for (std::size_t k = 0; k < kBlockCols; ++k) {
-    float x = w[k] * inverse;
-    x = x > kLargestInt8 ? kLargestInt8 : x < -kLargestInt8 ? -kLargestInt8 : x;
-    // Adding 1.5 * 2^23 leaves the rounded integer in the low bits.
-    q[k] = static_cast<std::int8_t>(bits_of_float(x + 12582912.0f) - bits_of_float(12582912.0f));
-  }
-}
-
-void pack_int8_block(const float* w, std::size_t stride, std::uint8_t* block) {
-  std::int8_t q[kBlockCols];
-  for (std::size_t row = 0; row < kPanelRows; ++row) {
-    const float scale = int8_scale(w + row * stride);
-    int8_values(w + row * stride, scale, q);
-    std::uint8_t* lines = block + row / 16 * 64 + row % 16 * 4;
-    for (std::size_t k = 0; k < kBlockCols; ++k) lines[k / 4 * 128 + k % 4] = static_cast<std::uint8_t>(128 + q[k]);
-    put_half(block + kInt8ScaleOffset + 2 * row, scale);
-  }
-}
-
-void pack_bf16_block(const float* w, std::size_t stride, std::uint8_t* block) {
-  for (std::size_t row = 0; row < kPanelRows; ++row) {
-    std::uint8_t* lines = block + row / 16 * 64 + row % 16 * 4;
-    for (std::size_t k = 0; k < kBlockCols; ++k) {
-      const std::uint16_t h = bf16_of_float(w[row * stride + k]);
-      std::memcpy(lines + k / 2 * 128 + k % 2 * 2, &h, sizeof h);
-    }
-  }
-}
-
-void pack_table_row(Layout layout, const float* w, std::size_t blocks, std::uint8_t* out) {
-  for (std::size_t b = 0; b < blocks; ++b) {
-    const float* x = w + b * kBlockCols;
-    if (layout == Layout::kRows8) {
-      const float scale = int8_scale(x);
-      int8_values(x, scale, reinterpret_cast<std::int8_t*>(out + b * kBlockCols));
-      put_half(out + blocks * kBlockCols + 2 * b, scale);
-    } else {
-      std::uint16_t h[kBlockCols];
-      for (std::size_t k = 0; k < kBlockCols; ++k) h[k] = bf16_of_float(x[k]);
-      std::memcpy(out + b * sizeof h, h, sizeof h);
-    }
-  }
-}
-
-void unpack_table_row(Layout layout, const std::uint8_t* row, std::size_t blocks, float* out) {
-  for (std::size_t b = 0; b < blocks; ++b) {
-    float* y = out + b * kBlockCols;
-    if (layout == Layout::kRows8) {
-      const float scale = get_half(row + blocks * kBlockCols + 2 * b);
-      const auto* q = reinterpret_cast<const std::int8_t*>(row + b * kBlockCols);
-      for (std::size_t k = 0; k < kBlockCols; ++k) y[k] = scale * static_cast<float>(q[k]);
-    } else {
-      std::uint16_t h[kBlockCols];
-      std::memcpy(h, row + b * sizeof h, sizeof h);
-      for (std::size_t k = 0; k < kBlockCols; ++k) y[k] = float_of_bf16(h[k]);
-    }
-  }
-}
-
-// --- blocks back to floats --------------------------------------------------------------------------------------------
-
-std::size_t scale_offset(Layout layout) { return layout == Layout::kInt4 ? kInt4ScaleOffset : kInt8ScaleOffset; }
-
-void unpack_int4_row(const std::uint8_t* block, std::size_t row, float* out) {
-  const std::size_t half = row / 16, lane = row % 16;
-  const float d = get_half(block + kInt4ScaleOffset + 2 * row);
-  for (std::size_t g = 0; g < 16; ++g) {
-    const std::uint8_t codes = block[128 * half + 16 * (g % 8) + lane];
-    const float scale = d * static_cast<float>(kInt4Scales[g < 8 ? codes & 15 : codes >> 4]);
-    for (std::size_t j = 0; j < 2; ++j) {
-      const std::uint8_t* line = block + kInt4LinesOffset + 64 * ((g * 2 + j) * 2 + half) + 4 * lane;
-      float* y = out + 16 * g + 8 * j;
-      for (std::size_t b = 0; b < 4; ++b) {
-        y[b] = scale * static_cast<float>(kInt4Levels[line[b] & 15]);
-        y[b + 4] = scale * static_cast<float>(kInt4Levels[line[b] >> 4]);
-      }
-    }
-  }
-}
-
-void unpack_block_row(Layout layout, const std::uint8_t* block, std::size_t row, float* out) {
-  if (layout == Layout::kInt4) return unpack_int4_row(block, row, out);
-  const std::uint8_t* lines = block + row / 16 * 64 + row % 16 * 4;
-  if (layout == Layout::kInt8) {
-    const float d = get_half(block + kInt8ScaleOffset + 2 * row);
-    for (std::size_t k = 0; k < kBlockCols; ++k) out[k] = d * static_cast<float>(lines[k / 4 * 128 + k % 4] - 128);
-  } else {
-    for (std::size_t k = 0; k < kBlockCols; ++k) {
-      std::uint16_t h;
-      std::memcpy(&h, lines + k / 2 * 128 + k % 2 * 2, sizeof h);
-      out[k] = float_of_bf16(h);
-    }
-  }
-}
-
-// Row `row` of a stripe: a panel, or `rows` rows of a table.
-void unpack_row(Layout layout, const std::uint8_t* stripe, std::size_t row, std::size_t cols, float* out) {
-  const std::size_t blocks = blocks_of(cols);
-  if (is_table(layout)) return unpack_table_row(layout, stripe + row * stripe_bytes(layout, 1, cols), blocks, out);
-  for (std::size_t b = 0; b < blocks; ++b)
-    unpack_block_row(layout, stripe + b * block_bytes_of(layout), row, out + b * kBlockCols);
-}
-
-// --- a stripe of 32 rows ----------------------------------------------------------------------------------------------
 
 // Source row -> out, zeros up to `padded`. False where a value is not finite.
 bool read_row(const QuantiseJob& job, std::size_t row, float* out, std::size_t padded) {
@@ -188,7 +47,13 @@ float dot(const float* a, const float* b, std::size_t n) {
 class Worker {
  public:
   Worker(const QuantiseJob& job, const QuantiseKernels& kernels)
-      : output_error(job.num_inputs), output_energy(job.num_inputs), job_(job), kernels_(kernels), padded_(blocks_of(job.cols) * kBlockCols), w_(kPanelRows * padded_), y_(padded_),
+      : output_error(job.num_inputs),
+        output_energy(job.num_inputs),
+        job_(job),
+        kernels_(kernels),
+        padded_(blocks_of(job.cols) * kBlockCols),
+        w_(kPanelRows * padded_),
+        y_(padded_),
         importance_(job.importance != nullptr ? padded_ : 0, 0.0f),
         exact_(job.sigma != nullptr ? stripe_bytes(job.exact, 1, job.cols) : 0) {
     // Columns beyond the data are zero whatever their weight.
@@ -238,9 +103,9 @@ class Worker {
     for (std::size_t b = 0; b < blocks; ++b) {
       std::uint8_t* block = out + b * block_bytes_of(job_.layout);
       const float* w = w_.data() + b * kBlockCols;
-      if (job_.layout == Layout::kInt4) {
+      if (job_.layout == PackedLayout::kInt4) {
         kernels_.int4(w, padded_, importance_.empty() ? nullptr : importance_.data() + b * kBlockCols, block);
-      } else if (job_.layout == Layout::kInt8) {
+      } else if (job_.layout == PackedLayout::kInt8) {
         pack_int8_block(w, padded_, block);
       } else {
         pack_bf16_block(w, padded_, block);
@@ -250,7 +115,7 @@ class Worker {
 
   // Each D of the row times <w, w> / <w, w^>.
   void unbias(std::uint8_t* out, std::size_t row) {
-    if (job_.layout != Layout::kInt4 && job_.layout != Layout::kInt8) return;
+    if (job_.layout != PackedLayout::kInt4 && job_.layout != PackedLayout::kInt8) return;
     const float* w = row_of(row);
     unpack_row(job_.layout, out, row, job_.cols, y_.data());
     double ww = 0, wy = 0;
@@ -282,7 +147,9 @@ class Worker {
     }
     result.error += error;
     result.energy += energy;
-    if (job_.sigma != nullptr) job_.sigma[first + row] = static_cast<float>(std::sqrt(error / static_cast<double>(job_.cols)));
+    if (job_.sigma != nullptr) {
+      job_.sigma[first + row] = static_cast<float>(std::sqrt(error / static_cast<double>(job_.cols)));
+    }
     if (job_.num_inputs > 0 && (first + row) % job_.probe_step == 0) compare_products(w);
   }
 
@@ -305,7 +172,7 @@ class Worker {
 
 }  // namespace
 
-std::size_t packed_bytes(Layout layout, std::size_t rows, std::size_t cols) {
+std::size_t packed_bytes(PackedLayout layout, std::size_t rows, std::size_t cols) {
   if (is_table(layout)) return stripe_bytes(layout, rows, cols);
   return (rows + kPanelRows - 1) / kPanelRows * stripe_bytes(layout, kPanelRows, cols);
 }
@@ -343,7 +210,7 @@ QuantiseResult quantise(const QuantiseJob& job, const QuantiseKernels& kernels, 
   return total;
 }
 
-void dequantise(Layout layout, const std::uint8_t* packed, std::size_t rows, std::size_t cols, float* out) {
+void dequantise(PackedLayout layout, const std::uint8_t* packed, std::size_t rows, std::size_t cols, float* out) {
   std::vector<float> y(blocks_of(cols) * kBlockCols);
   const std::size_t bytes = stripe_bytes(layout, kPanelRows, cols);
   for (std::size_t row = 0; row < rows; ++row) {

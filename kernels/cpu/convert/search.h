@@ -1,11 +1,12 @@
-// The choice of D, codes and nibbles for one block of layout.h's kInt4. Included once by each ISA file, after the vectors,
-// `select_lt` and `nearest_cell`. A lane is a row; everything is elementwise, so every set gives the same bytes.
+// The choice of D, codes and nibbles for one block of layout.h's kInt4. Included once by each ISA file, after the
+// vectors, `select_lt` and `nearest_cell`. A lane is a row; everything is elementwise, so every set gives the same bytes.
 //
 // For a row of a block, D and sixteen groups: w^ = D * s[g] * L[q], s in -7..8. The cost of a group depends on the step
 // t = D * s alone:  cost(t) = sum_k importance[k] * (w[k] - t * L[nearest])^2.
 //   1. For each group and each sign of t, the step with the least cost, of a geometric row of steps.
 //   2. For each |D| of another row (the largest group wants |s| = 8 or a little less): each group takes the best of
-//      three integers around (best step / D), for both signs. +8 belongs to D > 0, -8 to D < 0: both sums come from one pass.
+//      three integers around (best step / D), for both signs. +8 belongs to D > 0, -8 to D < 0: both sums come from one
+//      pass.
 //   3. The best D, then twice the D that fits the chosen products best (least squares), kept where the cost falls.
 //   4. D as binary16, and for it codes and nibbles once more.
 #pragma once
@@ -120,7 +121,9 @@ void choose_codes(const Half& half, const float* importance, V d, Choice& choice
     const V* x = half.x + g * kGroupCols;
     const float* weights = importance ? importance + g * kGroupCols : nullptr;
     V least = zero(), s_best = zero();
-    for (std::size_t k = 0; k < kGroupCols; ++k) least = fma(kWeighted ? mul(x[k], set1(weights[k])) : x[k], x[k], least);
+    for (std::size_t k = 0; k < kGroupCols; ++k) {
+      least = fma(kWeighted ? mul(x[k], set1(weights[k])) : x[k], x[k], least);
+    }
     for (int sign = 0; sign < 2; ++sign) {  // of s; the sign of t is that of s times that of D
       const V best = select_lt(d, zero(), half.best[1 - sign][g], half.best[sign][g]);
       const V most = set1(sign ? 7.0f : 8.0f);
