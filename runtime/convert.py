@@ -79,11 +79,8 @@ def convert_directory(
     Raises OptionInvalid (format, out), Unsupported (converted already; a kind of model without converted form), ConfigInvalid,
     CheckpointCorrupt, TensorFault's children, OSError.
     """
-    if is_converted(source):
-        raise Unsupported(f"{source.name} is a converted model already; convert the published one")
+    check_source(source, target, format)
     config = load_model_config(source)
-    check_target(target, format)
-    container_tensors(config, format)  # what cannot be converted is said before the files are hashed
     checkpoint = open_checkpoint(source, config)
 
     def copy_side_files(directory: Path) -> None:
@@ -121,6 +118,14 @@ def convert_tensors(
             target.rmdir()
         os.replace(work, target)
     return report
+
+
+def check_source(source: Path, target: Path, format: str) -> None:
+    """What is wrong is said before anything large is read. Raises OptionInvalid, Unsupported, ConfigInvalid."""
+    if is_converted(source):
+        raise Unsupported(f"{source.name} is a converted model already; convert the published one")
+    check_target(target, format)
+    container_tensors(load_model_config(source), format)
 
 
 def check_target(target: Path, format: str) -> None:
