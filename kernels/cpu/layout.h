@@ -103,7 +103,7 @@ struct Output {
 // Gated DeltaNet, one layer of one sequence, f32, in this order; key_dim and value_dim are multiples of 16:
 //   columns  [3][conv_dim]                             raw inputs of the convolution, oldest first
 //   for each key head:
-//     keys   [key_dim][16]                             of the open chunk, transposed: the lane is the place in the chunk
+//     keys   [16][key_dim]                             of the open chunk, unit length
 //   for each value head:
 //     S      [key_dim][value_dim]                      at the beginning of the open chunk
 //     N      [16][value_dim]                           corrected values of the open chunk

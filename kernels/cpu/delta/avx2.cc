@@ -4,7 +4,7 @@
 
 namespace shoal {
 namespace {
-constexpr int kTileRows = 4, kTileCols = 1, kPairCols = 2;
+constexpr int kTileRows = 4, kTileCols = 1, kTokenCols = 2;
 }
 }  // namespace shoal
 

@@ -4,7 +4,7 @@
 
 namespace shoal {
 namespace {
-constexpr int kTileRows = 8, kTileCols = 2, kPairCols = 8;
+constexpr int kTileRows = 8, kTileCols = 2, kTokenCols = 8;
 }
 }  // namespace shoal
 

@@ -14,10 +14,10 @@
 namespace shoal {
 namespace {
 
-// Parts of the caller's scratch: at most 6 * 16 * kMaxDeltaDim + 1,024 floats.
+// Parts of the caller's scratch: at most 7 * 16 * kMaxDeltaDim + 1,024 floats.
 struct DeltaScratch {
   float *q, *k;      // [count][key_dim]
-  float* q_t;        // [key_dim][16], of a whole chunk
+  float *q_t, *k_t;  // [key_dim][16], of a whole chunk
   float *kk, *qk;    // [16][16], products with the keys of the chunk
   float *m, *w;      // [16][16], the same faded for one value head
   float *v;          // [count][value_dim]
@@ -29,6 +29,7 @@ struct DeltaScratch {
     q = next, next += keys;
     k = next, next += keys;
     q_t = next, next += keys;
+    k_t = next, next += keys;
     kk = next, next += square;
     qk = next, next += square;
     m = next, next += square;
@@ -67,42 +68,40 @@ inline void reset(const DeltaShape& shape, float* state, std::size_t key_head) {
   clear(state + shape.head_offset(key_head * group), group * shape.head_floats());
 }
 
-// x [16][width] with row i times factor[i] -> y [width][16]
-inline void transpose_scaled(const float* x, V factor, std::size_t width, float* y) {
+// x [16][width] -> y [width][16]
+inline void transpose_rows(const float* x, std::size_t width, float* y) {
   for (std::size_t c = 0; c < width; c += 16) {
     V rows[16];
     SHOAL_UNROLL for (int i = 0; i < 16; ++i) rows[i] = load(x + i * width + c);
     transpose(rows);
-    SHOAL_UNROLL for (int i = 0; i < 16; ++i) store(y + (c + i) * kChunk, mul(rows[i], factor));
+    SHOAL_UNROLL for (int i = 0; i < 16; ++i) store(y + (c + i) * kChunk, rows[i]);
   }
 }
 
-// Unit keys into the open chunk, unit queries, and both times the chunk's keys (kk, qk). Of a whole chunk the queries go
-// to q_t, else q and k are scaled in place.
+// Unit queries and keys of a run, the keys also into the open chunk; and both times the keys of the chunk (kk, qk).
 inline void place_keys(const DeltaScratch& s, std::size_t place, std::size_t count, std::size_t depth, float* keys) {
-  const V k_factor = inverse_sqrt(add(squares(s.k, count, depth), set1(kUnitEps)));
+  alignas(64) float k_factors[16], q_factors[16];
+  store(k_factors, inverse_sqrt(add(squares(s.k, count, depth), set1(kUnitEps))));
   const V q_unit = inverse_sqrt(add(squares(s.q, count, depth), set1(kUnitEps)));
-  const V q_factor = mul(q_unit, inverse_sqrt(set1(static_cast<float>(depth))));
-  if (count == kChunk) {
-    transpose_scaled(s.k, k_factor, depth, keys);
-    transpose_scaled(s.q, q_factor, depth, s.q_t);
-    for (std::size_t i = 0; i < kChunk; ++i) {
-      multiply_keys(keys + i, s.q_t + i, kChunk, keys, depth, s.kk + i * kChunk, s.qk + i * kChunk);
+  store(q_factors, mul(q_unit, inverse_sqrt(set1(static_cast<float>(depth)))));
+  for (std::size_t i = 0; i < count; ++i) {
+    const V k_factor = set1(k_factors[i]), q_factor = set1(q_factors[i]);
+    for (std::size_t c = 0; c < depth; c += 16) {
+      const V key = mul(load(s.k + i * depth + c), k_factor);
+      store(s.k + i * depth + c, key);
+      store(keys + (place + i) * depth + c, key);
+      store(s.q + i * depth + c, mul(load(s.q + i * depth + c), q_factor));
     }
+  }
+  if (count == kChunk) {
+    transpose_rows(s.k, depth, s.k_t);
+    transpose_rows(s.q, depth, s.q_t);
+    multiply_keys_chunk(s.k_t, s.k_t, depth, s.kk);
+    multiply_keys_chunk(s.q_t, s.k_t, depth, s.qk);
     return;
   }
-  alignas(64) float k_factors[16];
-  alignas(64) float q_factors[16];
-  store(k_factors, k_factor);
-  store(q_factors, q_factor);
   for (std::size_t i = 0; i < count; ++i) {
-    float *k = s.k + i * depth, *q = s.q + i * depth;
-    scale_row(k, k_factors[i], depth);
-    scale_row(q, q_factors[i], depth);
-    for (std::size_t c = 0; c < depth; ++c) {
-      store(keys + c * kChunk, insert(load(keys + c * kChunk), place + i, k[c]));
-    }
-    multiply_keys(k, q, 1, keys, depth, s.kk + i * kChunk, s.qk + i * kChunk);
+    multiply_keys(s.k + i * depth, s.q + i * depth, keys, place + i + 1, depth, s.kk + i * kChunk, s.qk + i * kChunk);
   }
 }
 
@@ -146,8 +145,8 @@ inline void correct_run(const DeltaScratch& s, const HeadState& head, const floa
     float* o = s.qS + i * width;
     const std::size_t t = place + i;
     std::size_t c = 0;
-    for (; c + 16 * kPairCols <= width; c += 16 * kPairCols) {
-      correct<kPairCols>(v + c, kS + c, o + c, head.N + c, m, w, t, beta[i], grown[t], width);
+    for (; c + 16 * kTokenCols <= width; c += 16 * kTokenCols) {
+      correct<kTokenCols>(v + c, kS + c, o + c, head.N + c, m, w, t, beta[i], grown[t], width);
     }
     for (; c < width; c += 16) correct<1>(v + c, kS + c, o + c, head.N + c, m, w, t, beta[i], grown[t], width);
   }
@@ -166,19 +165,19 @@ void advance(const DeltaShape& shape, const DeltaWeights& weights, float* state,
   for (std::size_t done = 0; done < n;) {
     const std::size_t place = (position + done) % kChunk;
     const std::size_t count = kChunk - place < n - done ? kChunk - place : n - done;
-    const float* x = in + done * in_stride;
-    convolve(weights.conv + kTaps * q_channel, state + q_channel, conv_dim, x + q_channel, in_stride, count, depth, s.q);
-    convolve(weights.conv + kTaps * k_channel, state + k_channel, conv_dim, x + k_channel, in_stride, count, depth, s.k);
+    const float *x = in + done * in_stride, *taps = weights.conv;
+    convolve(taps + kTaps * q_channel, state + q_channel, conv_dim, x + q_channel, in_stride, count, depth, s.q);
+    convolve(taps + kTaps * k_channel, state + k_channel, conv_dim, x + k_channel, in_stride, count, depth, s.k);
     place_keys(s, place, count, depth, keys);
     for (std::size_t h = key_head * group; h < (key_head + 1) * group; ++h) {
       const HeadState head(shape, state, h);
       const std::size_t v_channel = 2 * shape.key_heads * depth + h * width, z_channel = conv_dim + h * width;
-      convolve(weights.conv + kTaps * v_channel, state + v_channel, conv_dim, x + v_channel, in_stride, count, width, s.v);
+      convolve(taps + kTaps * v_channel, state + v_channel, conv_dim, x + v_channel, in_stride, count, width, s.v);
       alignas(64) float beta[16];
       compute_gates(gates + done * gates_stride + h, gates_stride, shape.value_heads, count, weights.decay[h],
                     weights.dt_bias[h], place == 0 ? 0.0f : head.totals[place - 1], beta, head.totals + place);
       if (count == kChunk) {
-        multiply_chunk(keys, s.q_t, head.S, depth, width, s.kS, s.qS);
+        multiply_chunk(s.k_t, s.q_t, head.S, depth, width, s.kS, s.qS);
       } else {
         multiply_few(s.k, s.q, count, head.S, depth, width, s.kS, s.qS);
       }

@@ -50,10 +50,6 @@ inline V squares(const float* x, std::size_t count, std::size_t width) {
 
 inline V inverse_sqrt(V x) { return div(set1(1.0f), sqrt(x)); }
 
-inline void scale_row(float* x, float factor, std::size_t width) {
-  for (std::size_t c = 0; c < width; c += 16) store(x + c, mul(load(x + c), set1(factor)));
-}
-
 // beta[i] = sigmoid(b); totals[i] = totals[i - 1] + decay * softplus(a + dt_bias), where totals[-1] is `total`. b, a at
 // gates[i * stride] and gates[i * stride + a_offset]. Writes 16 of beta, `count` of totals.
 inline void compute_gates(const float* gates, std::size_t stride, std::size_t a_offset, std::size_t count, float decay,

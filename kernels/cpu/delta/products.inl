@@ -1,6 +1,6 @@
 // The products of the delta rule, written over V. Include after vector/functions.h and these of the instruction set:
 //   kTileRows x kTileCols   rows and columns (in vectors) of a product's register tile
-//   kPairCols               columns (in vectors) of the products of one token, which have two rows
+//   kTokenCols              columns (in vectors) of one token's corrections
 // However a product is tiled, an element is one chain of fused additions over ascending k; so a token's bits are the same
 // whether it comes alone or in a whole chunk.
 #pragma once
@@ -15,8 +15,6 @@
 
 namespace shoal {
 namespace {
-
-constexpr std::size_t kPrefetchFloats = 2048;  // 8 KiB ahead of the reading of a state
 
 // y[r][c] = sum over k of x[k][r] * S[k][c] for R rows and 16 * C columns. x [depth][16], S and y with `width` columns.
 template <int R, int C>
@@ -57,22 +55,21 @@ inline void multiply_chunk(const float* k, const float* q, const float* S, std::
   }
 }
 
-// kS += k^T S, qS += q^T S of one token for 16 * C columns: k, q [depth], kS, qS [16 * C].
+// kS += k^T S, qS += q^T S of one token, some rows of S and 16 * C columns. k, q [depth]; kS, qS [16 * C].
 template <int C>
-inline void multiply_pair(const float* k, const float* q, const float* S, std::size_t depth, std::size_t width,
-                          float* kS, float* qS) {
+inline void multiply_strip_once(const float* k, const float* q, const float* S, std::size_t depth, std::size_t width,
+                                float* kS, float* qS) {
   V a[C], b[C];
   SHOAL_UNROLL for (int c = 0; c < C; ++c) {
     a[c] = load(kS + 16 * c);
     b[c] = load(qS + 16 * c);
   }
-  for (std::size_t i = 0; i < depth; ++i) {
-    const V ki = set1(k[i]), qi = set1(q[i]);
+  for (std::size_t r = 0; r < depth; ++r) {
+    const V kr = set1(k[r]), qr = set1(q[r]);
     SHOAL_UNROLL for (int c = 0; c < C; ++c) {
-      const V s = load(S + i * width + 16 * c);
-      prefetch(S + i * width + 16 * c + kPrefetchFloats);
-      a[c] = fma(ki, s, a[c]);
-      b[c] = fma(qi, s, b[c]);
+      const V s = load(S + r * width + 16 * c);
+      a[c] = fma(kr, s, a[c]);
+      b[c] = fma(qr, s, b[c]);
     }
   }
   SHOAL_UNROLL for (int c = 0; c < C; ++c) {
@@ -81,46 +78,78 @@ inline void multiply_pair(const float* k, const float* q, const float* S, std::s
   }
 }
 
-// The same as multiply_chunk for `count` tokens, a few. k, q [count][depth]. S is read from memory once and in order: a
-// block of its rows stays in the nearest cache while all tokens and columns pass over it.
+inline void multiply_once(const float* k, const float* q, const float* S, std::size_t depth, std::size_t width,
+                          float* kS, float* qS) {
+  std::size_t c = 0;
+  for (; c + 128 <= width; c += 128) multiply_strip_once<8>(k, q, S + c, depth, width, kS + c, qS + c);
+  for (; c < width; c += 16) multiply_strip_once<1>(k, q, S + c, depth, width, kS + c, qS + c);
+}
+
+// The same as multiply_chunk for `count` tokens, a few. k, q [count][depth]. S is read from memory once; one token reads it
+// line by line, which the processor's own prefetching follows best (best even where the sums spill), of more tokens a block
+// of rows stays in the nearest cache while all pass over it.
 inline void multiply_few(const float* k, const float* q, std::size_t count, const float* S, std::size_t depth,
                          std::size_t width, float* kS, float* qS) {
   for (std::size_t c = 0; c < count * width; c += 16) {
     store(kS + c, zero());
     store(qS + c, zero());
   }
-  const std::size_t block = count == 1 && width == 16 * kPairCols ? depth : 16;
-  for (std::size_t first = 0; first < depth; first += block) {
-    const float* rows = S + first * width;
+  const std::size_t block = count == 1 && width == 128 ? depth : 16;
+  for (std::size_t r = 0; r < depth; r += block) {
+    const float* rows = S + r * width;
     for (std::size_t i = 0; i < count; ++i) {
-      const float *ki = k + i * depth + first, *qi = q + i * depth + first;
-      std::size_t c = 0;
-      for (; c + 16 * kPairCols <= width; c += 16 * kPairCols) {
-        multiply_pair<kPairCols>(ki, qi, rows + c, block, width, kS + i * width + c, qS + i * width + c);
+      const std::size_t first = i * depth + r;
+      multiply_once(k + first, q + first, rows, block, width, kS + i * width, qS + i * width);
+    }
+  }
+}
+
+// kk[i][j] = k[i] . keys[j], qk[i][j] = q[i] . keys[j], in this order: sixteen chains, of the columns that are equal modulo
+// 16, each over ascending columns; then the chains as sum() adds lanes.
+
+// For one token. k, q [depth]; keys [count][depth]; kk, qk [count].
+inline void multiply_keys(const float* k, const float* q, const float* keys, std::size_t count, std::size_t depth,
+                          float* kk, float* qk) {
+  for (std::size_t j = 0; j < count; ++j) {
+    V a = zero(), b = zero();
+    for (std::size_t c = 0; c < depth; c += 16) {
+      const V key = load(keys + j * depth + c);
+      a = fma(load(k + c), key, a);
+      b = fma(load(q + c), key, b);
+    }
+    kk[j] = sum(a);
+    qk[j] = sum(b);
+  }
+}
+
+// For a whole chunk and one of k, q. x_t, keys_t [depth][16], transposed; products [16][16].
+inline void multiply_keys_chunk(const float* x_t, const float* keys_t, std::size_t depth, float* products) {
+  constexpr int R = 4;
+  for (int first = 0; first < 16; first += R) {
+    V halves[8][R];
+    for (int l = 0; l < 8; ++l) {
+      V low[R], high[R];
+      SHOAL_UNROLL for (int r = 0; r < R; ++r) low[r] = high[r] = zero();
+      for (std::size_t k = l; k < depth; k += 16) {
+        const V key_low = load(keys_t + k * kChunk), key_high = load(keys_t + (k + 8) * kChunk);
+        const float *x_low = x_t + k * kChunk + first, *x_high = x_t + (k + 8) * kChunk + first;
+        SHOAL_UNROLL for (int r = 0; r < R; ++r) {
+          low[r] = fma(set1(x_low[r]), key_low, low[r]);
+          high[r] = fma(set1(x_high[r]), key_high, high[r]);
+        }
       }
-      for (; c < width; c += 16) multiply_pair<1>(ki, qi, rows + c, block, width, kS + i * width + c, qS + i * width + c);
+      SHOAL_UNROLL for (int r = 0; r < R; ++r) halves[l][r] = add(low[r], high[r]);
     }
+    for (int width = 4; width > 0; width /= 2) {
+      for (int l = 0; l < width; ++l) {
+        for (int r = 0; r < R; ++r) halves[l][r] = add(halves[l][r], halves[l + width][r]);
+      }
+    }
+    for (int r = 0; r < R; ++r) store(products + (first + r) * kChunk, halves[0][r]);
   }
 }
 
-// a[j] = sum over k of x[k] * keys[k][j], b alike of y: four chains, of k = 0, 1, 2, 3 modulo 4, then (0 + 1) + (2 + 3).
-// x[k] is x[k * stride]. keys [depth][16].
-inline void multiply_keys(const float* x, const float* y, std::size_t stride, const float* keys, std::size_t depth,
-                          float* a, float* b) {
-  V p[4], r[4];
-  SHOAL_UNROLL for (int j = 0; j < 4; ++j) p[j] = r[j] = zero();
-  for (std::size_t k = 0; k < depth; k += 4) {
-    SHOAL_UNROLL for (int j = 0; j < 4; ++j) {
-      const V row = load(keys + (k + j) * kChunk);
-      p[j] = fma(set1(x[(k + j) * stride]), row, p[j]);
-      r[j] = fma(set1(y[(k + j) * stride]), row, r[j]);
-    }
-  }
-  store(a, add(add(p[0], p[1]), add(p[2], p[3])));
-  store(b, add(add(r[0], r[1]), add(r[2], r[3])));
-}
-
-// to = grown * S + sum over j < count of keys[.][j] * N[j], for R rows and 16 * C columns. keys [R][16].
+// to = grown * S + sum over j < count of keys[j] N[j]^T, for R rows and 16 * C columns. keys [count][16], R of them.
 template <int R, int C>
 inline void add_tile(const float* keys, const float* N, std::size_t count, float grown, const float* S,
                      std::size_t width, float* to) {
@@ -132,7 +161,7 @@ inline void add_tile(const float* keys, const float* N, std::size_t count, float
     V n[C];
     SHOAL_UNROLL for (int c = 0; c < C; ++c) n[c] = load(N + j * width + 16 * c);
     SHOAL_UNROLL for (int r = 0; r < R; ++r) {
-      const V key = set1(keys[r * kChunk + j]);
+      const V key = set1(keys[j * 16 + r]);
       SHOAL_UNROLL for (int c = 0; c < C; ++c) acc[r][c] = fma(key, n[c], acc[r][c]);
     }
   }
@@ -142,23 +171,24 @@ inline void add_tile(const float* keys, const float* N, std::size_t count, float
 }
 
 // The state after the first `count` tokens of the open chunk, count >= 1:
-//   to = e^G[last] S + sum over j < count of e^(G[last] - G[j]) keys[.][j] N[j]
-// keys [depth][16], totals (G) [16], N [16][width]; S and `to` [depth][width] may be the same.
+//   to = e^G[last] S + sum over j < count of (e^(G[last] - G[j]) keys[j]) N[j]^T
+// keys [16][depth], totals (G) [16], N [16][width]; S and `to` [depth][width] may be the same.
 inline void apply_chunk(const float* keys, const float* totals, const float* N, std::size_t count, std::size_t depth,
                         std::size_t width, const float* S, float* to) {
-  alignas(64) float grown[16];
-  alignas(64) float faded[kTileRows * kChunk];
+  alignas(64) float grown[16], fade[16], faded[16 * 16];
   const V last = set1(totals[count - 1]);
   store(grown, exp(last));
-  const V fade = exp(sub(last, load(totals)));  // lanes from `count` on are never read
-  for (std::size_t k = 0; k < depth; k += kTileRows) {
-    for (std::size_t r = 0; r < kTileRows; ++r) store(faded + r * kChunk, mul(load(keys + (k + r) * kChunk), fade));
-    std::size_t c = 0;
-    for (; c + 16 * kTileCols <= width; c += 16 * kTileCols) {
-      add_tile<kTileRows, kTileCols>(faded, N + c, count, grown[0], S + k * width + c, width, to + k * width + c);
-    }
-    for (; c < width; c += 16) {
-      add_tile<kTileRows, 1>(faded, N + c, count, grown[0], S + k * width + c, width, to + k * width + c);
+  store(fade, exp(sub(last, load(totals))));  // lanes from `count` on are never read
+  for (std::size_t k = 0; k < depth; k += 16) {
+    for (std::size_t j = 0; j < count; ++j) store(faded + 16 * j, mul(load(keys + j * depth + k), set1(fade[j])));
+    for (std::size_t r = 0; r < 16; r += kTileRows) {
+      const float* from = S + (k + r) * width;
+      float* rows = to + (k + r) * width;
+      std::size_t c = 0;
+      for (; c + 16 * kTileCols <= width; c += 16 * kTileCols) {
+        add_tile<kTileRows, kTileCols>(faded + r, N + c, count, grown[0], from + c, width, rows + c);
+      }
+      for (; c < width; c += 16) add_tile<kTileRows, 1>(faded + r, N + c, count, grown[0], from + c, width, rows + c);
     }
   }
 }
