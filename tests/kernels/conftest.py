@@ -1,5 +1,5 @@
-"""`packing`, `block_quantisers` and `tiny_models` of this folder, for every test beside them: the root is not on the path, so nothing there can be
-imported."""
+"""What this folder's tests share. The root is not on the path, so nothing beside them can be imported by its place: `packing`,
+`block_quantisers` and `tiny_models` are fixtures, and importable as `shoal_test_packing` and so on."""
 
 import importlib.util
 import sys
@@ -17,16 +17,33 @@ def load_beside(name):
     return module
 
 
+PACKING, BLOCK_QUANTISERS, TINY_MODELS = (load_beside(name) for name in ("packing", "block_quantisers", "tiny_models"))
+
+
 @pytest.fixture(scope="session")
 def packing():
-    return load_beside("packing")
+    return PACKING
 
 
 @pytest.fixture(scope="session")
 def block_quantisers():
-    return load_beside("block_quantisers")
+    return BLOCK_QUANTISERS
 
 
 @pytest.fixture(scope="session")
 def tiny_models():
-    return load_beside("tiny_models")
+    return TINY_MODELS
+
+
+@pytest.fixture(scope="session")
+def models():
+    """Of a weight format, a seed and changed sizes: a tiny model, made once."""
+    made = {}
+
+    def get(weight_format, seed=0, **changes):
+        key = weight_format, seed, tuple(changes.items())
+        if key not in made:
+            made[key] = TINY_MODELS.random_model(PACKING, seed, weight_format, **changes)
+        return made[key]
+
+    return get

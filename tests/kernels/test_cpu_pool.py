@@ -106,3 +106,25 @@ def test_engines_run_side_by_side(model):
     for thread in threads:
         thread.join()
     assert equal == [True] * 3
+
+
+def test_two_callers_of_one_engine_do_not_mix(model):
+    """One of them is refused while the other's step runs."""
+    engine = model.engine(threads=2)
+    want = run(engine)[0]
+    equal = []
+
+    def serve():
+        for _ in range(30):
+            try:
+                equal.append(np.array_equal(run(engine)[0], want))
+            except RuntimeError as error:
+                assert "another thread" in str(error)
+
+    threads = [threading.Thread(target=serve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert equal
+    assert all(equal)

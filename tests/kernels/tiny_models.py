@@ -11,9 +11,10 @@ from types import ModuleType
 
 import numpy as np
 
-from shoal.kernels.cpu.engine import ATTENTION, DELTA, Engine, EngineShape, EngineSizes, WeightTensor
+from shoal.kernels.cpu.engine import ATTENTION, DELTA, Engine, EngineShape, EngineSizes, Step, WeightTensor
 
 NUM_PAGES, NUM_SLOTS = 24, 6
+PAGES = (7, 2, 19, 0)
 SIZES = EngineSizes(num_pages=NUM_PAGES, num_slots=NUM_SLOTS, max_tokens=256, max_rows=6, max_full_rows=256)
 
 
@@ -236,3 +237,30 @@ class _Builder:
                 "mrope_interleaved": True,
             },
         }
+
+
+def ids_of(model, count, seed=0):
+    return np.random.default_rng(seed).integers(0, model.shape.vocab_size, count).astype(np.int32)
+
+
+def int32(*values):
+    return np.array(values, np.int32)
+
+
+def step(engine, rows, full_at=None, top=()):
+    """rows: (ids, start, slot, pages) each; whole logits of every token unless told otherwise."""
+    ids = np.concatenate([row[0] for row in rows])
+    begins = np.cumsum([0, *(len(row[3]) for row in rows)])
+    table = [(len(row[0]), row[1], row[2], begin) for row, begin in zip(rows, begins, strict=False)]
+    pages = np.concatenate([int32(*row[3]) for row in rows])
+    at = np.arange(len(ids), dtype=np.int32) if full_at is None else int32(*full_at)
+    return engine.step(Step(ids, np.array(table, np.int32), pages, at, top))
+
+
+def run(engine, ids, start=0, slot=0, pages=PAGES):
+    return step(engine, [(ids, start, slot, pages)]).full
+
+
+def assert_same_bits(got, want):
+    for a, b in zip(got, want, strict=True):
+        assert np.array_equal(a.view(np.uint32), b.view(np.uint32))

@@ -68,7 +68,7 @@ Buffers carve(const ModelShape& shape, const EngineSizes& sizes, std::uint8_t* b
 
 std::size_t arena_bytes(const ModelShape& shape, const EngineSizes& sizes);
 
-// Zeroed memory whose pages are all present, aligned to a large page where it fills one.
+// Zeroed memory whose pages are all present, aligned to a page, or to a large page where it fills one.
 class Memory {
  public:
   explicit Memory(std::size_t num_bytes);  // throws std::bad_alloc

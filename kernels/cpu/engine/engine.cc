@@ -18,6 +18,20 @@ const ModelShape& checked(const ModelShape& shape, const EngineSizes& sizes) {
   return shape;
 }
 
+// Holds an engine for one caller.
+class Turn {
+ public:
+  explicit Turn(std::atomic_flag& is_busy) : is_busy_(is_busy) {
+    if (is_busy_.test_and_set(std::memory_order_acquire)) throw std::logic_error("another thread uses this engine");
+  }
+  ~Turn() { is_busy_.clear(std::memory_order_release); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  std::atomic_flag& is_busy_;
+};
+
 }  // namespace
 
 struct Engine::StepContext {
@@ -57,6 +71,7 @@ PoolBytes Engine::pools() const {
 }
 
 void Engine::step(const StepInput& input) {
+  const Turn turn(is_busy_);
   const std::size_t before = num_allocations();
   read_input(input, shape_, sizes_, job_.sequences, job_.tops, slot_marks_);
   job_.input = input;

@@ -1,6 +1,7 @@
 // A model with its pools, ready to advance sequences. One thread at a time may call it.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -28,7 +29,8 @@ class Engine {
   const char* isa() const { return kernels_.isa; }
   PoolBytes pools() const;  // as allocated
 
-  // All layers and results. Throws std::invalid_argument before anything is changed.
+  // All layers and results. Throws std::invalid_argument before anything is changed, std::logic_error while another
+  // thread's step runs.
   void step(const StepInput& input);
   std::ptrdiff_t allocations_in_last_step() const { return allocations_in_last_step_; }  // -1: not counted
 
@@ -61,6 +63,7 @@ class Engine {
   Job job_;
   std::vector<std::uint8_t> slot_marks_;
   std::ptrdiff_t allocations_in_last_step_ = 0;
+  std::atomic_flag is_busy_ = ATOMIC_FLAG_INIT;
 };
 
 }  // namespace shoal
