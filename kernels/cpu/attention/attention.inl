@@ -5,7 +5,8 @@
 //   s[t] = (q . k[t]) * key_scale[t]         one chain of fmas, d ascending; positions after the row's own do not count
 //   decay = exp(m - m'), m' = max(m, max s)  1 where the maximum stays
 //   w[t] = exp(s[t] - m');  l = l * decay + sum w;  o = o * decay, then + (w[t] * value_scale[t]) * v[t], t ascending
-// Partial results merge ascending: m' = max(M, m); L = L e^(M - m') + l e^(m - m'); O alike. out = O / L * sigmoid(gate).
+// Partial results merge ascending: m' = max(M, m); L = L e^(M - m') + l e^(m - m'); O alike.
+// out = O / L * sigmoid(gate).
 #pragma once
 
 #include <cstddef>
@@ -63,7 +64,8 @@ inline float first_lane(V a) {
   return lane[0];
 }
 
-// Scores of rows [first, end) against a page. k: [kPageTokens / kTileLanes] slabs of [dims][k_stride], slab_stride apart.
+// Scores of the rows from `first` on against a page. k: kPageTokens / kTileLanes slabs of [dims][k_stride], slab_stride
+// apart.
 template <class Source>
 void score_page(const Block& b, std::size_t first, std::size_t dims, const typename Source::Element* k,
                 std::size_t slab_stride, std::size_t k_stride, const float* scale, const char* ahead) {
@@ -115,8 +117,8 @@ struct Sight {
   }
 };
 
-// The first row of a tile sees the fewest tokens. Beyond its sight the others go on alone: what a row does not see never
-// enters its sums, not even times zero.
+// The first row of a tile sees the fewest tokens. Beyond its sight the others go on alone: what a row does not see
+// never enters its sums, not even times zero.
 template <int C, class Source>
 void add_values(const Block& b, std::size_t first, std::size_t dims, const Sight& sight,
                 const typename Source::Element* v, std::size_t v_stride, std::size_t dim, const char* ahead) {
@@ -135,7 +137,7 @@ void add_values(const Block& b, std::size_t first, std::size_t dims, const Sight
   }
 }
 
-// v: columns from `dim` lie at v + dim * dim_stride with rows v_stride apart; a widened page keeps slabs of the tile's width.
+// v [kPageTokens][dims], or slabs of the tile's width if it is a widened page.
 template <class Source>
 void add_page(const Block& b, std::size_t first, std::size_t dims, const Sight& sight,
               const typename Source::Element* v, const char* ahead) {
@@ -184,7 +186,7 @@ void meet_page(const Block& b, std::size_t dims, const Sight& sight, const Page<
   for (std::size_t r = first; r < b.rows; ++r) weigh(b, r, sight(r), page.value_scale);
   if (stream) {
     if (next.key_scale) {
-      for (std::size_t t = 0; t < 2 * kPageTokens; t += 16) prefetch(next.key_scale + t);
+      for (std::size_t t = 0; t < 2 * kPageTokens; t += 16) prefetch_far(next.key_scale + t);
     }
     add_page<Source>(b, first, dims, sight, page.values, reinterpret_cast<const char*>(next.keys));
   } else {

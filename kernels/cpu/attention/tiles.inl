@@ -1,6 +1,6 @@
-// The two products of attention as register tiles: R query rows x C vectors of 16 lanes, on numbers as a page holds them
-// (a decode step streams each page once) or widened before (a prefill meets each page with many rows). An element's
-// operations and their order are the same in every tile, so a row does not notice which one it passed through.
+// The two products of attention as register tiles: R query rows x C vectors of 16 lanes, on numbers as a page holds
+// them (a decode step streams each page once) or widened before (a prefill meets each page with many rows). An
+// element's operations and their order are the same in every tile, so no row can tell which one it passed through.
 // Include after a vector file and functions.h, with kTileVectors defined: what the registers hold beside kTileRows.
 #pragma once
 
@@ -39,12 +39,12 @@ struct Wide {
   static V read(const Element* p) { return load(p); }
 };
 
-// `lines` moves on by what the tile itself has read.
+// `lines` moves on by what the tile itself has read. They are half a page ahead, as much as a first-level cache holds.
 template <class Source, int C>
 inline void prefetch_step(const char* lines, std::size_t step) {
   if (!Source::kStreams) return;
   constexpr std::size_t kBytes = sizeof(typename Source::Element) * 16 * C;
-  for (std::size_t b = 0; b < kBytes; b += 64) prefetch(lines + step * kBytes + b);
+  for (std::size_t b = 0; b < kBytes; b += 64) prefetch_far(lines + step * kBytes + b);
 }
 
 // p[r][16 C] = (sum over d ascending of q[r][d] * k[d][16 C]) * scale[16 C]; no scale where it is null.

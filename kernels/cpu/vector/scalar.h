@@ -95,6 +95,7 @@ inline void transpose(V r[16]) {
 }
 // Asks for the cache line of p; p need not be readable.
 inline void prefetch(const void*) {}
+inline void prefetch_far(const void*) {}  // into the second-level cache, for later use
 inline float fma1(float a, float b, float c) { return std::fma(a, b, c); }
 
 #undef SHOAL_LANES
