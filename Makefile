@@ -20,6 +20,7 @@ ARGS   ?=
 VENV    := .venv
 BIN     := $(VENV)/bin
 RUN     := $(VENV)/.shoal-run
+TORCH   := $(VENV)/.shoal-torch
 DEV     := $(VENV)/.shoal-dev
 NATIVE  := CMakeLists.txt $(wildcard kernels/cpu/*.cc kernels/cpu/*.h kernels/cpu/*/*.cc kernels/cpu/*/*.h)
 INPUTS  := pyproject.toml constraints.txt $(NATIVE)
@@ -32,7 +33,8 @@ RELEASE := proto/released/v0.1.binpb
 .PHONY: up test test-slow test-sanitize check check-style check-types check-proto check-house format bench bench-cpu eval-pocket wheel proto proto-release constraints clean links
 .DELETE_ON_ERROR:
 
-up: $(RUN)
+# Needs no torch, but for the reference back end.
+up: $(if $(findstring reference,$(ARGS) $(SHOAL_UP_BACKEND)),$(TORCH),$(RUN))
 	@$(BIN)/shoal up $(ARGS)
 
 test: $(DEV)
@@ -121,9 +123,14 @@ $(BIN)/python:
 $(DEV): $(INPUTS) | $(BIN)/python
 	$(PIP) scikit-build-core nanobind $(if $(shell command -v cmake),,cmake ninja)
 	$(PIP) --no-build-isolation -e '.[all,test,dev]'
-	@touch $(RUN) $@
+	@touch $(RUN) $(TORCH) $@
 
 $(RUN): $(INPUTS) | $(BIN)/python
 	$(PIP) scikit-build-core nanobind $(if $(shell command -v cmake),,cmake ninja)
-	$(PIP) --no-build-isolation -e '.[all]'
+	$(PIP) --no-build-isolation -e '.[agent]'
 	@touch $@
+
+$(TORCH): $(INPUTS) | $(BIN)/python
+	$(PIP) scikit-build-core nanobind $(if $(shell command -v cmake),,cmake ninja)
+	$(PIP) --no-build-isolation -e '.[all]'
+	@touch $(RUN) $@

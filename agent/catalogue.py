@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.runtime.config import ModelConfig, ModelLoadError, load_model_config
-from shoal.runtime.plan import expected_tensors, published_sizes, size_label
+from shoal.runtime.plan import expected_tensors, published_sizes, size_label, stored_format_of
 
 from .store import REPOSITORIES, Store, StoredModel
 
@@ -28,6 +28,8 @@ class Candidate:
     directory: Path | None
     config: ModelConfig | None
     problem: str = ""
+    stored_format: str = ""
+    """Of converted weights; empty for published ones."""
 
     @property
     def is_available(self) -> bool:
@@ -38,11 +40,19 @@ def candidate(model: StoredModel) -> Candidate:
     """A model of the store, its config read; what is wrong with it becomes `problem`."""
     try:
         config = load_model_config(model.directory)
+        stored_format = stored_format_of(model.directory)
     except ModelLoadError as error:
         return Candidate(model.name, "", 0, model.weight_bytes, model.directory, None, f"{error.code}: {error}")
     parameters = sum(spec.num_elements for spec in expected_tensors(config).values())
     return Candidate(
-        model.name, size_label(config), parameters, model.weight_bytes, model.directory, config, model.problem
+        model.name,
+        size_label(config),
+        parameters,
+        model.weight_bytes,
+        model.directory,
+        config,
+        model.problem,
+        stored_format,
     )
 
 

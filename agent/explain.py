@@ -38,6 +38,7 @@ def explanation_text(content: dict[str, Any]) -> str:
         lines += [
             f"would serve   {chosen['name']} from {chosen['directory']}",
             f"              {_gib(plan['total_bytes'])} ({plan['total_bytes']:,} bytes) planned: {pools}",
+            f"              back end {plan['backend']}, weights {plan['format']}",
             f"              {plan['context']:,} tokens a sequence, {plan['parallel']} sequences side by side, "
             f"{plan['num_blocks'] * plan['block_tokens']:,} tokens in all",
         ]

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 import platformdirs
 
-from shoal.runtime.config import EngineOptions, OptionInvalid
+from shoal.runtime.config import CLI_OPTIONS, EngineOptions, OptionInvalid
 
 from .errors import BadOption
 
@@ -69,28 +69,16 @@ def shoal_home(home: Path | None = None) -> Path:
     return home or Path(os.environ.get("SHOAL_HOME") or platformdirs.user_data_dir("shoal"))
 
 
-# What a choice may be is the engine's to say: `to_engine_options` refuses the rest with the list of what there is.
-_ENGINE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--backend", metavar="NAME", help="What computes.  [default: auto]"),
-    click.option("--dtype", metavar="f32|bf16", help="Arithmetic of the reference back end.  [default: f32]"),
-    click.option("--format", metavar="NAME", help="Weights as served.  [default: auto]"),
-    click.option("--kv-format", metavar="NAME", help="Keys and values in the cache.  [default: auto]"),
-    click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens of prompt and answer together."),
-    click.option(
-        "--parallel", type=click.IntRange(min=1), metavar="N", help="Sequences decoded side by side.  [default: 16]"
-    ),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads of the engine."),
-    click.option(
-        "--memory", type=SizeType(), metavar="SIZE", help="Budget, for example 4GiB.  [default: what the machine has]"
-    ),
-    click.option("--isa", metavar="NAME", help="Instruction set of the native kernels, for tests."),
-)
-
-
 def engine_options(command: Command) -> Command:
     """Adds the engine's options; they arrive as keyword arguments for `to_engine_options`."""
-    for option in reversed(_ENGINE_OPTIONS):
-        command = option(command)
+    for option in reversed(CLI_OPTIONS):
+        kind: click.ParamType[Any] = SizeType() if option.is_size else click.IntRange(min=1)
+        if option.choices:
+            kind = click.Choice(option.choices)
+        metavar = None if option.choices else "SIZE" if option.is_size else "N"
+        help_text = option.help + ("  [default: what the machine has]" if option.is_size else "")
+        flag = f"--{option.name.replace('_', '-')}"
+        command = click.option(flag, type=kind, metavar=metavar, help=help_text)(command)
     return command
 
 

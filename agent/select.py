@@ -111,10 +111,12 @@ def _judge(one: Candidate, budget: Budget, options: EngineOptions, is_chosen: bo
     limited = replace(options, memory=budget.num_bytes)
     plan: MemoryPlan | None = None
     try:
-        plan = plan_memory(one.config, limited)
+        plan = plan_memory(one.config, limited, stored_format=one.stored_format)
         problem, needed = "", _least_bytes(one, options)
     except ModelLoadError as error:
         problem, needed = str(error), getattr(error, "needed", None)
+        if needed is None:  # not for want of memory
+            return Verdict(one, Outcome.UNUSABLE, problem)
     if one.directory is None:
         fits = "would fit" if plan is not None else "would not fit"
         text = f"not in the store; {fits}: needs {needed or 0:,} bytes at least"
@@ -131,7 +133,7 @@ def _least_bytes(one: Candidate, options: EngineOptions) -> int | None:
     """What the smallest plan needs: asked of the planner itself, with a budget that cannot be enough."""
     assert one.config is not None
     try:
-        return plan_memory(one.config, replace(options, memory=1)).total_bytes
+        return plan_memory(one.config, replace(options, memory=1), stored_format=one.stored_format).total_bytes
     except ModelLoadError as error:
         needed = getattr(error, "needed", None)
         return needed if isinstance(needed, int) else None
@@ -163,6 +165,8 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
         "plan": None
         if plan is None
         else {
+            "backend": plan.backend,
+            "format": plan.format,
             "total_bytes": plan.total_bytes,
             "by_pool": plan.by_pool(),
             "context": plan.context,

@@ -107,7 +107,10 @@ async def run_agent(config: AgentConfig, announce: Callable[[str], None]) -> Non
     # The budget of the selection is the engine's: the plan that was chosen is the plan that is allocated.
     options = replace(config.options, memory=selection.budget.num_bytes)
     configure = wire.Configure(
-        model_dir=str(candidate.directory), served_name=candidate.name, options=options.to_mapping()
+        model_dir=str(candidate.directory),
+        served_name=candidate.name,
+        options=options.to_mapping(),
+        home=str(config.home),
     )
     engine = EngineProcess(
         EngineConfig(config.engine, configure, config.home / "logs" / f"engine-{config.node_id}.log"), node

@@ -37,6 +37,7 @@ CONFIG_COMMANDS = {
 }
 COMMANDS: dict[str, CommandSpec | dict[str, CommandSpec]] = {
     "agent": CommandSpec("shoal.agent.cli:agent", "What runs on each machine of the fleet."),
+    "bench": CommandSpec("shoal.runtime.bench_cli:bench", "Prefill and decode of a model, in tokens a second."),
     "config": CONFIG_COMMANDS,
     "controller": CommandSpec("shoal.controller.cli:controller", "What routes requests to the agents."),
     "explain": CommandSpec("shoal.agent.cli:explain", "What this machine would serve, and why nothing larger."),

@@ -18,18 +18,37 @@ ONCE_TIMEOUT_S = 300.0
 HTTP_DEFAULT, GRPC_DEFAULT = "127.0.0.1:8080", "127.0.0.1:9090"
 
 ENGINE_OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--backend", {"type": click.Choice(["auto", "reference"]), "help": "What computes.  [default: auto]"}),
+    # Written out, since no other part may be imported here; a test holds the choices to the engine's.
+    ("--backend", {"type": click.Choice(["auto", "reference", "cpu"]), "help": "What computes.  [default: auto]"}),
     (
         "--dtype",
         {"type": click.Choice(["f32", "bf16"]), "help": "Arithmetic of the reference back end.  [default: f32]"},
     ),
-    ("--format", {"type": click.Choice(["auto", "bf16"]), "help": "Weights as served.  [default: auto]"}),
-    ("--kv-format", {"type": click.Choice(["auto", "bf16"]), "help": "Attention cache as kept.  [default: auto]"}),
+    (
+        "--format",
+        {
+            "type": click.Choice(["auto", "bf16", "int8", "int4"]),
+            "help": "Weights as served; published ones are converted once.  [default: auto]",
+        },
+    ),
+    (
+        "--kv-format",
+        {
+            "type": click.Choice(["auto", "bf16", "int8", "f32"]),
+            "help": "Keys and values in the cache.  [default: auto]",
+        },
+    ),
     ("--context", {"type": click.IntRange(min=1), "help": "Tokens of prompt and answer together."}),
     ("--parallel", {"type": click.IntRange(min=1), "help": "Sequences decoded side by side on each agent."}),
     ("--threads", {"type": click.IntRange(min=1), "help": "Threads of each engine; several agents share the cores."}),
     ("--memory", {"type": str, "help": "Budget of each agent, for example 4GiB.  [default: what the machine has]"}),
-    ("--isa", {"type": str, "help": "Instruction set of the native kernels, for tests.  [default: auto]"}),
+    (
+        "--isa",
+        {
+            "type": click.Choice(["auto", "scalar", "avx2", "avxvnni", "avx512"]),
+            "help": "Instruction set of the native kernels, for tests.  [default: auto]",
+        },
+    ),
 )
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 
 from .intake import PreparedRequest
-from .logit_processors import LogitProcessor, Row, processors_for
+from .logit_processors import Row, logit_chain
 from .logprobs import TokenBytes, first_logprob, log_softmax, token_logprob
 from .philox import uniform
 from .refusals import OutputNotFinite
-from .sampler import NotFinite, sample
+from .sampler import NotFinite, num_candidates, sample, sample_candidates
 from .scheduler import ScheduledRow
 from .sequence import Sequence
-from .step_result import RowLogits
+from .step_result import Candidates, CandidatesWanted, RowLogits
 from .wire import (
     Delta,
     ErrorInfo,
@@ -48,13 +48,15 @@ class Answer:
         )
         self._token_bytes = token_bytes
         self._parser = request.parsers[choice]
-        self._processors: list[LogitProcessor] = processors_for(
+        self._chain = logit_chain(
             request.params,
             vocab_size=vocab_size,
             prompt_ids=request.prompt_ids,
             stop_ids=request.stop_ids,
             min_tokens=request.min_tokens,
         )
+        wants_row = request.logprobs is not None or not self._chain.is_additive
+        self._num_candidates = None if wants_row else num_candidates(request.params)
         self._generated: list[int] = []
         self._num_reported_tokens = 0
         self._drawn_logprob: TokenLogprob | None = None
@@ -85,15 +87,24 @@ class Answer:
             token_id = self.sequence.token_ids[position + 1]
             self._prompt_logprobs.append(token_logprob(scores, token_id, num_top, self._token_bytes))
 
-    def draw(self, logits: Row) -> int:
-        """The next id. Changes `logits`. Raises OutputNotFinite."""
-        num_top = self.request.logprobs
-        scores = None if num_top is None else log_softmax(logits)
-        for processor in self._processors:
-            processor.apply(logits, self._generated)
+    def wanted(self) -> CandidatesWanted | None:
+        """What the next draw needs of its row; None for all of it."""
+        if self._num_candidates is None:
+            return None
+        ids, values = self._chain.adjustments.read(self._generated)
+        return CandidatesWanted(self._num_candidates, ids, values)
+
+    def draw(self, logits: Row | Candidates) -> int:
+        """The next id. Changes a whole row. Raises OutputNotFinite."""
         params = self.request.params
         chance = 0.0 if params.is_greedy else uniform(params.seed, self.choice, len(self._generated))
         try:
+            if isinstance(logits, Candidates):
+                return sample_candidates(logits, params, chance)
+            num_top = self.request.logprobs
+            scores = None if num_top is None else log_softmax(logits)
+            for processor in self._chain.processors:
+                processor.apply(logits, self._generated)
             token_id = sample(logits, params, chance)
         except NotFinite:
             raise OutputNotFinite(_NOT_FINITE) from None

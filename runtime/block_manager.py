@@ -8,6 +8,7 @@ begins at position 0, where the model takes the state as zero.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 
@@ -27,7 +28,7 @@ class BlockManager:
         # Stacks: what was given back last is handed out next, while its memory is still warm.
         self._free_blocks = list(range(num_blocks - 1, -1, -1))
         self._free_slots = list(range(num_slots - 1, -1, -1))
-        self._tables: dict[int, list[int]] = {}
+        self._tables: dict[int, array[int]] = {}
         self._slots: dict[int, int] = {}
 
     @property
@@ -55,8 +56,8 @@ class BlockManager:
         """Blocks that hold so many positions."""
         return -(-num_tokens // self.block_tokens)
 
-    def table(self, owner: int) -> Sequence[int]:
-        """The owner's blocks in order of position. Changes with `grow`; not to be kept across steps."""
+    def table(self, owner: int) -> array[int]:
+        """The owner's blocks in order of position, int32. Changes with `grow`; not to be kept across steps, nor looked into by then."""
         return self._tables[owner]
 
     def slot(self, owner: int) -> int:
@@ -74,7 +75,7 @@ class BlockManager:
         if not self._free_slots or num_needed + spare_blocks > len(self._free_blocks):
             return False
         self._slots[owner] = self._free_slots.pop()
-        self._tables[owner] = [self._free_blocks.pop() for _ in range(num_needed)]
+        self._tables[owner] = array("i", [self._free_blocks.pop() for _ in range(num_needed)])
         return True
 
     def grow(self, owner: int, num_tokens: int) -> bool:

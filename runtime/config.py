@@ -11,12 +11,13 @@ from .errors import ConfigInvalid, ModelLoadError, OptionInvalid, Unsupported
 from .generation_defaults import GenerationDefaults, read_generation_defaults
 from .json_file import read_json_object
 from .model_config import FULL_ATTENTION, LINEAR_ATTENTION, ModelConfig, MoeConfig, VisionConfig
-from .options import EngineOptions
+from .options import CLI_OPTIONS, EngineOptions
 from .rope_config import RopeConfig
 
 CONFIG_FILE = "config.json"
 
 __all__ = [
+    "CLI_OPTIONS",
     "CONFIG_FILE",
     "FULL_ATTENTION",
     "LINEAR_ATTENTION",

@@ -11,7 +11,7 @@ of `wire.Output`; text is never part of an exception or a log line.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from .intake import Intake, PreparedRequest
 from .refusals import AnswerFailed, DuplicateRequest, QueueFull, error_info
 from .scheduler import Scheduler, StepPlan
 from .stats import EngineCounters, stats_frame
-from .step_result import StepResult
+from .step_result import CandidatesWanted, StepResult
 from .wire import ErrorInfo, Finish, FinishReason, Output, Request, Stats, Timings, Usage
 
 MAX_WAITING = 256
@@ -36,9 +36,10 @@ Key = tuple[str, int]
 
 
 class Runner(Protocol):
-    """What computes a step (`model_runner.ModelRunner`)."""
+    """What computes a step (`model_runner.ModelRunner`, `native_runner.NativeRunner`)."""
 
-    def execute(self, plan: StepPlan) -> StepResult: ...
+    def execute(self, plan: StepPlan, wanted: Sequence[CandidatesWanted | None]) -> StepResult:
+        """`wanted`, a row of the plan each, says of which rows candidates are enough; whole rows always are."""
 
 
 class Engine:
@@ -109,9 +110,12 @@ class Engine:
         plan = self._scheduler.schedule()
         if not plan.rows:
             return outputs
+        wanted: list[CandidatesWanted | None] = []
         for row in plan.rows:
-            self._answers[row.sequence.seq_id].start(began_at)
-        result = self._runner.execute(plan)
+            answer = self._answers[row.sequence.seq_id]
+            answer.start(began_at)
+            wanted.append(answer.wanted() if row.draws else None)
+        result = self._runner.execute(plan, wanted)
         drawn, faults = self._draw(plan, result)
         self._scheduler.commit(plan, drawn)
         now = self.clock()

@@ -9,6 +9,8 @@ RuntimeFault
 └── ModelLoadError             the directory cannot be served
     ├── ConfigInvalid          config.json (or a file beside it) is not there, is not JSON or contradicts itself
     ├── Unsupported            understood, and not served by this build
+    │   ├── UnsupportedShape   sizes that the native back end has no kernels for
+    │   └── FormatMismatch     the weights are converted already, to another format than was asked for
     ├── DoesNotFit             the plan needs more memory than the budget has
     ├── AllocationFailed       the machine did not give what the plan needs
     ├── CheckpointCorrupt      a weight file is truncated, overlapping, pickled or otherwise not what it says
@@ -96,6 +98,18 @@ class Unsupported(ModelLoadError):
     """A kind of model, a key's value or a file format that this build does not serve."""
 
     code = "unsupported"
+
+
+class UnsupportedShape(Unsupported):
+    """The message names the constraint of the native back end that the model's sizes break."""
+
+    code = "unsupported_shape"
+
+
+class FormatMismatch(Unsupported):
+    """Converted weights are served as they are, and only the published ones can be converted."""
+
+    code = "format_mismatch"
 
 
 class DoesNotFit(ModelLoadError):

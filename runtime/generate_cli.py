@@ -87,11 +87,11 @@ def generate(
     collector = AnswerCollector()
     try:
         directory = resolve_model(model)
-        # Here and not above: `--help` and wrong options must not wait for torch.
+        # Here and not above: `--help` and wrong options must not wait for numpy, nor for torch where the reference back end runs.
         wait_passively()
         from .loading import load_engine
 
-        engine = load_engine(directory, options).engine
+        engine = load_engine(directory, options, announce=_announce).engine
         engine.add(request)
         while engine.has_work:
             for output in engine.step():
@@ -122,6 +122,12 @@ def _prompt(text: str | None, chat: str | None, ids_file: Path | None) -> Prompt
         raise click.ClickException(f"{ids_file} cannot be read: {error.strerror}") from error
     except msgspec.DecodeError as error:
         raise click.ClickException(f"{ids_file} is not a JSON list of token ids: {error}") from error
+
+
+def _announce(line: str) -> None:
+    """What loading is about, only where a person watches."""
+    if sys.stderr.isatty():
+        click.echo(line, err=True)
 
 
 def _show(output: Output) -> None:

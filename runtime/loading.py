@@ -1,24 +1,82 @@
-"""A directory in the published layout -> an engine. The one place that builds the parts."""
+"""A directory in the published layout, or a converted one -> an engine. The one place that builds the parts."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from .backends import stored_format_of
 from .block_manager import BlockManager
-from .cache import HybridCache
 from .chat_template import ChatTemplate
 from .config import EngineOptions, load_generation_defaults, load_model_config
-from .engine import MAX_PREFILL_BESIDE_DECODE, MAX_WAITING, Engine
+from .engine import MAX_PREFILL_BESIDE_DECODE, MAX_WAITING, Engine, Runner
 from .intake import Intake
-from .model import HybridModel
-from .model_runner import ModelRunner
-from .plan import MAX_SCORED_TOKENS, QUERY_TILE, MemoryPlan, plan_memory
+from .model_config import ModelConfig
+from .model_dirs import shoal_home
+from .plan import MemoryPlan, plan_memory
 from .prompt import build_prompt
 from .scheduler import Scheduler, SchedulerLimits
 from .tokenizer import Tokenizer
+
+Announce = Callable[[str], None]
+
+
+class LoadedBackend(Protocol):
+    """What computes, loaded (`native_backend.NativeBackend`, `reference_backend.ReferenceBackend`)."""
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """What was allocated."""
+
+    @property
+    def num_parameters(self) -> int: ...
+
+    @property
+    def isa(self) -> str:
+        """Instruction set, as the back end names it."""
+
+    @property
+    def threads(self) -> int:
+        """Of a step."""
+
+    @property
+    def allocated_bytes(self) -> dict[str, int]:
+        """By the names of the plan's pools, activations and host excepted."""
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Tensors of the files that are knowingly not loaded, by kind."""
+
+    @property
+    def source_digest(self) -> str | None:
+        """Where it is written in the files; None: it follows from them."""
+
+    @property
+    def weight_digests(self) -> Mapping[str, str] | None:
+        """What tells the served weights from others; None: the files' own bytes."""
+
+    @property
+    def determinism_class(self) -> str: ...
+
+    @property
+    def cut_tokens(self) -> int:
+        """SchedulerLimits.cut_tokens."""
+
+    @property
+    def max_scored_tokens(self) -> int:
+        """SchedulerLimits.max_scored_tokens."""
+
+    @property
+    def max_scored_piece(self) -> int:
+        """The same where one sequence is alone (`score`)."""
+
+    def runner(self, blocks: BlockManager, clock: Callable[[], float]) -> Runner: ...
+
+    def score(self, config: ModelConfig, ids: Sequence[int], points: Sequence[int]) -> Iterator[tuple[str, memoryview]]:
+        """Run `ids` alone, cut at `points`, and yield score.score_specs' tensors in their order, logits in pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +85,53 @@ class LoadedEngine:
 
     engine: Engine
     directory: Path
+    config: ModelConfig
     options: EngineOptions
-    plan: MemoryPlan
-    model: HybridModel
-    cache: HybridCache
+    backend: LoadedBackend
+    home: Path
     has_template: bool
     load_s: float
 
+    @property
+    def plan(self) -> MemoryPlan:
+        """What was allocated."""
+        return self.backend.plan
+
 
 def load_engine(
-    directory: Path | str, options: EngineOptions, *, clock: Callable[[], float] = time.monotonic
+    directory: Path | str,
+    options: EngineOptions,
+    *,
+    home: Path | None = None,
+    announce: Announce = lambda line: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> LoadedEngine:
     """Check, plan, load, allocate: in this order, so that what cannot be served fails before it takes memory.
 
-    Raises ModelLoadError. `options.threads` holds for the whole process afterwards.
+    `home`: where converted weights are kept, by default $SHOAL_HOME; `announce` gets a line about whatever is worth one. Raises
+    ModelLoadError, OptionInvalid.
     """
     began_at = clock()
     directory = Path(directory)
+    home = shoal_home() if home is None else home
     config = load_model_config(directory)
-    plan = plan_memory(config, options)
+    stored_format = stored_format_of(directory)
+    plan = plan_memory(config, options, stored_format=stored_format)
+    if plan.note:
+        announce(f"the reference back end serves: {plan.note}")
     defaults = load_generation_defaults(directory, config)
     tokenizer = Tokenizer.load(directory)
     template = ChatTemplate.load(directory, tokenizer)
-    model = HybridModel.load(directory, config, options)
-    cache = HybridCache.allocate(config, plan)
+    backend = load_backend(directory, config, options, plan, stored_format, home, tokenizer.vocab_size, announce)
+    plan = backend.plan
     blocks = BlockManager(num_blocks=plan.num_blocks, num_slots=plan.num_slots, block_tokens=plan.block_tokens)
     limits = SchedulerLimits(
         max_running=options.parallel,
         max_batched_tokens=plan.max_batched_tokens,
         max_prefill_beside_decode=MAX_PREFILL_BESIDE_DECODE,
         max_waiting=MAX_WAITING,
-        max_scored_tokens=MAX_SCORED_TOKENS,
-        cut_tokens=QUERY_TILE,
+        max_scored_tokens=backend.max_scored_tokens,
+        cut_tokens=backend.cut_tokens,
     )
     max_model_len = min(plan.context, blocks.capacity_tokens)
     intake = Intake(
@@ -68,5 +141,33 @@ def load_engine(
         max_model_len=max_model_len,
         head_rows=config.vocab_size,
     )
-    engine = Engine(intake, Scheduler(limits, blocks), ModelRunner(model, cache, blocks, clock), clock)
-    return LoadedEngine(engine, directory, options, plan, model, cache, template is not None, clock() - began_at)
+    engine = Engine(intake, Scheduler(limits, blocks), backend.runner(blocks, clock), clock)
+    has_template = template is not None
+    return LoadedEngine(engine, directory, config, options, backend, home, has_template, clock() - began_at)
+
+
+def load_backend(
+    directory: Path,
+    config: ModelConfig,
+    options: EngineOptions,
+    plan: MemoryPlan,
+    stored_format: str,
+    home: Path,
+    num_drawable: int | None,
+    announce: Announce = lambda line: None,
+) -> LoadedBackend:
+    """The weights and pools of the back end that the plan is for. `num_drawable`: ids that the tokenizer knows; None: all. Raises ModelLoadError, OptionInvalid."""
+    if plan.backend == "reference":
+        from .reference_backend import ReferenceBackend  # torch takes seconds to import
+
+        return ReferenceBackend.load(directory, config, options, plan)
+    from .native_backend import NativeBackend
+    from .native_weights import served_weights
+
+    weights = served_weights(directory, stored_format, plan.format, home, announce)
+    # Some tensors may be held in another format than the rest: now it is known what the file takes.
+    plan = plan_memory(config, options, stored_format=plan.format, stored_bytes=weights.container.num_bytes)
+    try:
+        return NativeBackend.load(config, options, plan, weights, num_drawable)
+    finally:
+        weights.release()

@@ -1,13 +1,16 @@
 """The one seam between the model's logits and the draw: what may change a row before it is sampled.
 
 A row is f32 [V], V being every row of the head, and is changed in place. Processors run in the order in which
-`processors_for` lists them: what must not be drawn, biases, then penalties (on biased logits, as in vLLM). Temperature and
+`LogitChain` lists them: what must not be drawn, biases, then penalties (on biased logits, as in vLLM). Temperature and
 filters come after, in `sampler`. Logprobs are taken before all of this.
+
+Where everything is an addition (`Adjustments`), the best few ids can be chosen without the row; a repetition penalty needs it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +19,7 @@ import numpy.typing as npt
 from .sampling_params import SamplingParams
 
 Row = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
 
 NEVER = np.float32(-np.inf)
 
@@ -26,6 +30,73 @@ class LogitProcessor(Protocol):
     def apply(self, logits: Row, generated: Sequence[int]) -> None: ...
 
 
+class Adjustments:
+    """Whatever is added to single logits, as one f32 number an id:
+
+        bias                                        of an id that the request names
+        - frequency * count - presence              of an id that was generated `count` times
+        -inf                                        of an id that may not come: stop ids before `min_tokens`
+
+    The ids are kept beside their numbers, and a step touches only what the ids drawn since the last one change.
+    """
+
+    def __init__(
+        self, params: SamplingParams, *, stop_ids: Collection[int] = (), min_tokens: int = 0, has_penalties: bool = True
+    ) -> None:
+        self._bias = {token_id: np.float32(bias) for token_id, bias in params.logit_bias.items()}
+        self._presence = np.float32(params.presence_penalty if has_penalties else 0.0)
+        self._frequency = np.float32(params.frequency_penalty if has_penalties else 0.0)
+        self._has_penalties = bool(self._presence or self._frequency)
+        self._min_tokens = min_tokens if stop_ids else 0
+        self._banned = frozenset(stop_ids) if self._min_tokens else frozenset()
+        self._counts: dict[int, int] = {}
+        self._num_read = 0
+        first = sorted({*self._bias, *self._banned})
+        self._place = {token_id: place for place, token_id in enumerate(first)}
+        self._ids = np.array(first, dtype=np.int32)
+        self._values = np.array([self._value(token_id) for token_id in first], dtype=np.float32)
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is added now, and nothing will be."""
+        return not self._place and not self._has_penalties
+
+    def read(self, generated: Sequence[int]) -> tuple[Ids, Row]:
+        """Distinct ids and what is added to each, once `generated` has these ids. They change with the next call."""
+        if self._banned and len(generated) >= self._min_tokens:
+            banned, self._banned = self._banned, frozenset()
+            for token_id in banned:
+                self._values[self._place[token_id]] = self._value(token_id)
+        if self._has_penalties:
+            for token_id in generated[self._num_read :]:
+                self._count(token_id)
+            self._num_read = len(generated)
+        num_ids = len(self._place)
+        return self._ids[:num_ids], self._values[:num_ids]
+
+    def apply(self, logits: Row, generated: Sequence[int]) -> None:
+        """A LogitProcessor."""
+        ids, values = self.read(generated)
+        logits[ids] += values
+
+    def _count(self, token_id: int) -> None:
+        self._counts[token_id] = self._counts.get(token_id, 0) + 1
+        place = self._place.setdefault(token_id, len(self._place))
+        if place == len(self._ids):
+            room = max(place, 64)
+            self._ids = np.concatenate([self._ids, np.zeros(room, dtype=np.int32)])
+            self._values = np.concatenate([self._values, np.zeros(room, dtype=np.float32)])
+        self._ids[place] = token_id
+        self._values[place] = self._value(token_id)
+
+    def _value(self, token_id: int) -> np.float32:
+        if token_id in self._banned:
+            return NEVER
+        value = self._bias.get(token_id, np.float32(0.0))
+        count = self._counts.get(token_id, 0)
+        return np.float32(value - self._frequency * np.float32(count) - self._presence) if count else value
+
+
 class VocabMask:
     """Rows of the head beyond the tokenizer have no token: never drawn."""
 
@@ -34,29 +105,6 @@ class VocabMask:
 
     def apply(self, logits: Row, generated: Sequence[int]) -> None:
         logits[self._vocab_size :] = NEVER
-
-
-class MinTokensMask:
-    """Ids that end an answer are not drawn before `min_tokens` ids."""
-
-    def __init__(self, min_tokens: int, stop_ids: Collection[int]) -> None:
-        self._min_tokens = min_tokens
-        self._stop_ids = np.array(sorted(stop_ids), dtype=np.intp)
-
-    def apply(self, logits: Row, generated: Sequence[int]) -> None:
-        if len(generated) < self._min_tokens:
-            logits[self._stop_ids] = NEVER
-
-
-class LogitBias:
-    """A constant added to the logits of the ids that the request names."""
-
-    def __init__(self, bias: dict[int, float]) -> None:
-        self._ids = np.array(list(bias.keys()), dtype=np.intp)
-        self._values = np.array(list(bias.values()), dtype=np.float32)
-
-    def apply(self, logits: Row, generated: Sequence[int]) -> None:
-        logits[self._ids] += self._values
 
 
 class Penalties:
@@ -103,15 +151,38 @@ class Penalties:
         self._counts[place] += 1
 
 
-def processors_for(
+@dataclass(frozen=True, slots=True)
+class LogitChain:
+    """What one answer's rows go through, in order."""
+
+    mask: VocabMask
+    adjustments: Adjustments
+    penalties: Penalties | None
+    """Only where repetition is penalised; the others are adjustments."""
+
+    @property
+    def is_additive(self) -> bool:
+        """The adjustments are all that there is, beside the mask."""
+        return self.penalties is None
+
+    @property
+    def processors(self) -> list[LogitProcessor]:
+        """Those that do something."""
+        chain: list[LogitProcessor] = [self.mask]
+        if not self.adjustments.is_empty:
+            chain.append(self.adjustments)
+        if self.penalties is not None:
+            chain.append(self.penalties)
+        return chain
+
+
+def logit_chain(
     params: SamplingParams, *, vocab_size: int, prompt_ids: Sequence[int], stop_ids: Collection[int], min_tokens: int
-) -> list[LogitProcessor]:
-    """Those that a request needs, in order."""
-    chain: list[LogitProcessor] = [VocabMask(vocab_size)]
-    if params.logit_bias:
-        chain.append(LogitBias(params.logit_bias))
-    if min_tokens > 0 and stop_ids:
-        chain.append(MinTokensMask(min_tokens, stop_ids))
-    if params.has_penalties:
-        chain.append(Penalties(params, prompt_ids))
-    return chain
+) -> LogitChain:
+    """Of one answer of a request."""
+    repeats = params.repetition_penalty != 1.0
+    return LogitChain(
+        mask=VocabMask(vocab_size),
+        adjustments=Adjustments(params, stop_ids=stop_ids, min_tokens=min_tokens, has_penalties=not repeats),
+        penalties=Penalties(params, prompt_ids) if repeats else None,
+    )

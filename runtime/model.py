@@ -16,6 +16,7 @@ from shoal.kernels import ops
 from .batch import Batch
 from .cache import HybridCache
 from .checkpoint import open_checkpoint
+from .cores import SMALL_MODEL_BYTES
 from .layers.decoder import DecoderLayer
 from .model_config import ModelConfig
 from .options import EngineOptions
@@ -24,10 +25,6 @@ from .sizes import num_parameters
 from .step_layout import RopeBasis, lay_out
 from .tensors import EMBEDDING, FINAL_NORM, HEAD
 from .weights import Progress, load_weights, weight_nbytes
-
-SMALL_MODEL_BYTES = 128 * 1024 * 1024
-"""Weights below this are computed by one thread unless told otherwise: sharing such small products costs more than it saves
-(the pocket model decoded 151 tokens/s with one thread, 80 with two)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def score(model: str, ids_path: Path, splits: list[int], out: Path, **values: An
     options = take_engine_options(values)
     with faults_as_lines():
         directory = resolve_model(model)
-        # Here and not above: `--help` and wrong options must not wait for torch.
+        # Here and not above: `--help` and wrong options must not wait for numpy or torch.
         wait_passively()
         from .score import score_directory
 

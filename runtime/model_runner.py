@@ -13,7 +13,7 @@ from .batch import Batch, Row
 from .block_manager import BlockManager
 from .cache import HybridCache
 from .scheduler import ScheduledRow, StepPlan
-from .step_result import RowLogits, StepResult
+from .step_result import CandidatesWanted, RowLogits, StepResult
 
 
 class ForwardModel(Protocol):
@@ -34,8 +34,8 @@ class ModelRunner:
         self._blocks = blocks
         self._clock = clock
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Compute the step. Whatever the model raises comes out."""
+    def execute(self, plan: StepPlan, wanted: Sequence[CandidatesWanted | None]) -> StepResult:
+        """Compute the step; every wish is answered by the whole row. Whatever the model raises comes out."""
         batch = self._batch(plan)
         started_at = self._clock()
         with torch.inference_mode():

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from typing import Any
 
 from .errors import OptionInvalid
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "reference", "cpu")
 DTYPES = ("f32", "bf16")
-FORMATS = ("auto", "bf16")
-KV_FORMATS = ("auto", "bf16", "f32")
-ISAS = ("auto",)
+FORMATS = ("auto", "bf16", "int8", "int4")
+KV_FORMATS = ("auto", "bf16", "int8", "f32")
+ISAS = ("auto", "scalar", "avx2", "avxvnni", "avx512")
 
 DEFAULT_PARALLEL = 16
-DEFAULT_BLOCK_TOKENS = 16
+REFERENCE_BLOCK_TOKENS = 16
+NATIVE_BLOCK_TOKENS = 64
 DEFAULT_MAX_BATCHED_TOKENS = 512
 MAX_PARALLEL = 1024
 MAX_BATCHED_TOKENS = 65536
@@ -26,29 +27,55 @@ ITEM_BYTES = {"f32": 4, "bf16": 2}
 
 
 @dataclass(frozen=True, slots=True)
+class CliOption:
+    """How a field of EngineOptions is given on a command line."""
+
+    name: str
+    help: str
+    choices: tuple[str, ...] = ()
+    """What it may be; empty: a positive number, or with `is_size` bytes."""
+    is_size: bool = False
+
+
+CLI_OPTIONS = (
+    CliOption("backend", "What computes.  [default: auto]", BACKENDS),
+    CliOption("dtype", "Arithmetic of the reference back end.  [default: f32]", DTYPES),
+    CliOption("format", "Weights as served; published ones are converted once.  [default: auto]", FORMATS),
+    CliOption("kv_format", "Keys and values in the cache.  [default: auto]", KV_FORMATS),
+    CliOption("context", "Tokens of prompt and answer together."),
+    CliOption("parallel", f"Sequences decoded side by side.  [default: {DEFAULT_PARALLEL}]"),
+    CliOption("threads", "CPU threads of a step."),
+    CliOption("memory", "Budget of everything, for example 4GiB.", is_size=True),
+    CliOption("isa", "Instruction set of the native kernels, for tests.  [default: auto]", ISAS),
+)
+"""Of every command that loads a model."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOptions:
     """Every field has the value that suits an unknown machine; None means: derived from the model and the machine."""
 
     backend: str = "auto"
-    """One of BACKENDS; "auto" is the fastest one present, which is the reference."""
+    """One of BACKENDS; "auto" is "cpu" (the native kernels) where it can serve the model: see backends.choose_backend."""
     dtype: str = "f32"
-    """In which weights and activations are held and multiplied; states, norms and gates are f32 in both."""
+    """Of the reference back end: in which weights and activations are held and multiplied; states, norms and gates are f32 in both."""
     format: str = "auto"
-    """Weight format: "auto" is what the checkpoint has, "bf16" insists that it is not quantised."""
+    """Weight format: "auto" is what the checkpoint has; the native back end converts a published one to any."""
     kv_format: str = "auto"
-    """In which keys and values are cached; "auto" follows `dtype`."""
+    """In which keys and values are cached; "auto" is bf16, in the reference back end `dtype`."""
     context: int | None = None
     """Tokens of prompt and answer together that one sequence may have. None: see plan.plan_memory."""
     parallel: int = DEFAULT_PARALLEL
     """Sequences that are decoded side by side at most."""
     threads: int | None = None
-    """CPU threads of one step. None: one for a small model, else the library's choice."""
+    """CPU threads of one step. None: one for a small model, else a thread a core that this process may use."""
     memory: int | None = None
     """Budget in bytes of everything that the engine holds. None: unlimited, the plan is what it is."""
     isa: str = "auto"
-    """Instruction set of the native kernels; there are none in this back end, so only "auto"."""
-    block_tokens: int = DEFAULT_BLOCK_TOKENS
-    """Tokens of one KV block: small wastes little at the end of a sequence, large keeps block tables short."""
+    """Instruction set of the native kernels; "auto" is the best that this machine has."""
+    block_tokens: int | None = None
+    """Tokens of one KV block: small wastes little at the end of a sequence, large keeps block tables short. None: what the back end
+    takes by itself, and the native one takes no other."""
     max_batched_tokens: int = DEFAULT_MAX_BATCHED_TOKENS
     """Tokens of one step at most: bounds how long a long prompt keeps the others waiting, and the activations."""
     state_snapshots: int = 0
@@ -82,7 +109,7 @@ class EngineOptions:
         self._check_integer("parallel", 1, MAX_PARALLEL)
         self._check_integer("threads", 1, MAX_THREADS, optional=True)
         self._check_integer("memory", 1, 2**60, optional=True)
-        self._check_integer("block_tokens", 1, 1024)
+        self._check_integer("block_tokens", 1, 1024, optional=True)
         self._check_integer("max_batched_tokens", 1, MAX_BATCHED_TOKENS)
         self._check_integer("state_snapshots", 0, MAX_SNAPSHOTS)
         if self.max_batched_tokens < self.parallel:
@@ -90,6 +117,7 @@ class EngineOptions:
                 "max_batched_tokens",
                 f"{self.max_batched_tokens} leaves no token a step for some of {self.parallel} sequences",
             )
+        _ = self.implied_backend  # refuses what contradicts itself
 
     def _check_integer(self, name: str, minimum: int, maximum: int, *, optional: bool = False) -> None:
         value = getattr(self, name)
@@ -101,11 +129,33 @@ class EngineOptions:
             raise OptionInvalid(name, f"must lie in {minimum}..{maximum}, not {value}")
 
     @property
-    def resolved_backend(self) -> Literal["reference"]:
-        """The back end that runs."""
-        return "reference"
+    def implied_backend(self) -> str | None:
+        """The only back end that can do what is asked, or None where both can. Raises OptionInvalid where none can."""
+        asks = {"reference": self._asks_of_reference(), "cpu": self._asks_of_cpu()}
+        if self.backend != "auto":
+            asks[self.backend] = asks[self.backend] or "backend"
+        if asks["reference"] and asks["cpu"]:
+            wrong = asks["cpu"] if self.backend == "reference" else asks["reference"]
+            owner = "cpu" if wrong == asks["cpu"] else "reference"
+            other = asks["cpu"] if owner == "reference" else asks["reference"]
+            raise OptionInvalid(
+                wrong,
+                f"{getattr(self, wrong)!r} is of the back end {owner!r}, but {other} {getattr(self, other)!r} is not",
+            )
+        return next((backend for backend, option in asks.items() if option), None)
 
-    @property
-    def resolved_kv_format(self) -> Literal["f32", "bf16"]:
-        """Dtype of cached keys and values."""
-        return cast(Literal["f32", "bf16"], self.dtype if self.kv_format == "auto" else self.kv_format)
+    def _asks_of_reference(self) -> str:
+        """An option whose value only the reference back end knows, or ""."""
+        if self.dtype != "f32":
+            return "dtype"
+        if self.kv_format == "f32":
+            return "kv_format"
+        return "" if self.block_tokens in (None, NATIVE_BLOCK_TOKENS) else "block_tokens"
+
+    def _asks_of_cpu(self) -> str:
+        """An option whose value only the native back end knows, or ""."""
+        if self.format in ("int8", "int4"):
+            return "format"
+        if self.kv_format == "int8":
+            return "kv_format"
+        return "" if self.isa == "auto" else "isa"

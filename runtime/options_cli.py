@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from .errors import OptionInvalid
-from .options import BACKENDS, DEFAULT_PARALLEL, DTYPES, FORMATS, ISAS, KV_FORMATS, EngineOptions
+from .options import CLI_OPTIONS, EngineOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -38,35 +38,21 @@ class SizeType(click.ParamType[int]):
         return size
 
 
-_ENGINE_OPTIONS: tuple[Callable[[Any], Any], ...] = (
-    click.option("--backend", type=click.Choice(BACKENDS), help="What computes.  [default: auto]"),
-    click.option("--dtype", type=click.Choice(DTYPES), help="Arithmetic of the reference back end.  [default: f32]"),
-    click.option("--format", type=click.Choice(FORMATS), help="Weights as served.  [default: auto]"),
-    click.option("--kv-format", type=click.Choice(KV_FORMATS), help="Keys and values in the cache.  [default: auto]"),
-    click.option("--context", type=click.IntRange(min=1), metavar="N", help="Tokens of prompt and answer together."),
-    click.option(
-        "--parallel",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help=f"Sequences decoded side by side.  [default: {DEFAULT_PARALLEL}]",
-    ),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of a step."),
-    click.option("--memory", type=SizeType(), metavar="SIZE", help="Budget of everything, for example 4GiB."),
-    click.option("--isa", type=click.Choice(ISAS), help="Instruction set of native kernels, for tests."),
-)
-ENGINE_OPTION_NAMES = ("backend", "dtype", "format", "kv_format", "context", "parallel", "threads", "memory", "isa")
-
-
 def engine_options(command: Command) -> Command:
     """Adds the engine's options; they arrive as keyword arguments, for `take_engine_options`."""
-    for option in reversed(_ENGINE_OPTIONS):
-        command = option(command)
+    for option in reversed(CLI_OPTIONS):
+        kind: click.ParamType[Any] = SizeType() if option.is_size else click.IntRange(min=1)
+        if option.choices:
+            kind = click.Choice(option.choices)
+        metavar = None if option.choices else "SIZE" if option.is_size else "N"
+        flag = f"--{option.name.replace('_', '-')}"
+        command = click.option(flag, type=kind, metavar=metavar, help=option.help)(command)
     return command
 
 
 def take_engine_options(values: dict[str, Any]) -> EngineOptions:
     """Take them out of a command's keyword arguments; what was not given keeps its default. Raises click.UsageError."""
-    given = {name: values.pop(name) for name in ENGINE_OPTION_NAMES}
+    given = {option.name: values.pop(option.name) for option in CLI_OPTIONS}
     try:
         return EngineOptions.from_mapping({name: value for name, value in given.items() if value is not None})
     except OptionInvalid as error:

@@ -1,6 +1,7 @@
 """How much memory an engine needs, before anything is allocated. Neither torch nor numpy: the agent asks too.
 
-The pools, in bytes, are those that the reference back end allocates (T tokens of a pool, Lf attention layers, Lg DeltaNet layers):
+The pools, in bytes, are those that the back end allocates. The native one's are in native_plan.py; the reference's (T tokens of a
+pool, Lf attention layers, Lg DeltaNet layers):
 
 weights      every trunk tensor; matrices in `dtype`, the rest (norms, gates, convolution taps) in f32; tied heads once
 kv           num_blocks * block_tokens * Lf * 2 * kv heads * head_dim * bytes of the KV format
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from . import native_plan
+from .backends import BackendChoice, choose_backend, stored_format_of
 from .errors import DoesNotFit
 from .model_config import ModelConfig
 from .options import ITEM_BYTES, EngineOptions
@@ -32,6 +35,7 @@ __all__ = [
     "published_tensors",
     "resident_bytes",
     "size_label",
+    "stored_format_of",
     "vision_tensors",
 ]
 
@@ -68,7 +72,13 @@ class MemoryPlan:
     """Tokens of prompt and answer together of one sequence."""
     max_batched_tokens: int
     dtype: str
+    """Of activations outside the native kernels' own formats."""
     kv_format: str
+    backend: str = "reference"
+    format: str = "bf16"
+    """Of the weights as served."""
+    note: str = ""
+    """Why the native back end was not taken where the choice was free (BackendChoice.note)."""
 
     @property
     def total_bytes(self) -> int:
@@ -147,26 +157,34 @@ def activation_bytes(config: ModelConfig, options: EngineOptions, context: int) 
     return 4 * (max(streams + mixers, tokens * config.hidden_size + logits))
 
 
-def plan_memory(config: ModelConfig, options: EngineOptions) -> MemoryPlan:
+def plan_memory(
+    config: ModelConfig, options: EngineOptions, *, stored_format: str = "", stored_bytes: int | None = None
+) -> MemoryPlan:
     """The plan for these options, within `options.memory` where that is given.
 
-    Where it does not fit, first the pool shrinks from full contexts for all parallel sequences down to one full context, then, where
-    `options.context` does not fix it, the context down to MIN_CONTEXT. Raises DoesNotFit.
+    `stored_format` is that of a converted directory (`stored_format_of`), and `stored_bytes` what its tensors take, where it is known.
+    Where the plan does not fit, first the pool shrinks from full contexts for all parallel sequences down to one full context, then,
+    where `options.context` does not fix it, the context down to MIN_CONTEXT. Raises DoesNotFit, and what choose_backend raises.
     """
+    choice = choose_backend(config, options, stored_format=stored_format)
+
+    def plan_with(context: int, num_blocks: int) -> MemoryPlan:
+        return _plan(config, options, choice, context, num_blocks, stored_bytes)
+
     longest = config.max_position_embeddings
     context = min(longest, options.context or DEFAULT_CONTEXT)
-    plan = _plan(config, options, context, options.parallel * -(-context // options.block_tokens))
+    plan = plan_with(context, options.parallel * -(-context // choice.block_tokens))
     budget = options.memory
     if budget is None or plan.total_bytes <= budget:
         return plan
     shortest = context if options.context is not None else min(context, MIN_CONTEXT)
+    per_block = plan_with(context, 1).kv - plan_with(context, 0).kv
     while True:
-        plan = _plan(config, options, context, num_blocks=0)
-        per_block = options.block_tokens * kv_bytes_per_token(config, options.resolved_kv_format)
-        needed = -(-context // options.block_tokens)
+        plan = plan_with(context, 0)
+        needed = -(-context // choice.block_tokens)
         num_blocks = (budget - plan.total_bytes) // max(per_block, 1)
         if num_blocks >= needed:
-            return _plan(config, options, context, min(num_blocks, options.parallel * needed))
+            return plan_with(context, min(num_blocks, options.parallel * needed))
         if context <= shortest:
             raise DoesNotFit(plan.total_bytes + needed * per_block, budget)
         context = max(shortest, context // 2)
@@ -177,21 +195,38 @@ def choose_context(config: ModelConfig, options: EngineOptions, budget_bytes: in
     return plan_memory(config, replace(options, memory=budget_bytes))
 
 
-def _plan(config: ModelConfig, options: EngineOptions, context: int, num_blocks: int) -> MemoryPlan:
+def _plan(
+    config: ModelConfig,
+    options: EngineOptions,
+    choice: BackendChoice,
+    context: int,
+    num_blocks: int,
+    stored_bytes: int | None,
+) -> MemoryPlan:
     num_slots = options.parallel + options.state_snapshots
-    kv_format = options.resolved_kv_format
+    if choice.is_native:
+        pools = native_plan.pool_bytes(config, options, choice, num_blocks)
+        if stored_bytes is not None:
+            pools["weights"] = stored_bytes
+    else:
+        pools = {
+            "weights": weight_bytes(config, options.dtype),
+            "kv": num_blocks * choice.block_tokens * kv_bytes_per_token(config, choice.kv_format),
+            "state": num_slots * state_bytes_per_slot(config),
+            "conv": num_slots * conv_bytes_per_slot(config, options.dtype),
+            "activations": activation_bytes(config, options, context),
+            "host": HOST_BYTES,
+        }
     return MemoryPlan(
-        weights=weight_bytes(config, options.dtype),
-        kv=num_blocks * options.block_tokens * kv_bytes_per_token(config, kv_format),
-        state=num_slots * state_bytes_per_slot(config),
-        conv=num_slots * conv_bytes_per_slot(config, options.dtype),
-        activations=activation_bytes(config, options, context),
-        host=HOST_BYTES,
+        **pools,
         num_blocks=num_blocks,
-        block_tokens=options.block_tokens,
+        block_tokens=choice.block_tokens,
         num_slots=num_slots,
         context=context,
         max_batched_tokens=options.max_batched_tokens,
-        dtype=options.dtype,
-        kv_format=kv_format,
+        dtype="f32" if choice.is_native else options.dtype,
+        kv_format=choice.kv_format,
+        backend=choice.name,
+        format=choice.format,
+        note=choice.note,
     )

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from .logit_processors import NEVER, Row
 from .sampling_params import SamplingParams
+from .step_result import Candidates
 
 _FIRST_LOOK = 64
 """Ids put in order at first; eight times as many each time that they do not suffice. Full sorts of a quarter of a million
@@ -27,6 +28,9 @@ logits are what this avoids; the result is the same for every value."""
 
 _GROUP = 256
 """Ids whose peak is taken first where few of very many are wanted."""
+
+MAX_CANDIDATES = 256
+"""What a back end finds at most without writing the whole row."""
 
 Ids = npt.NDArray[np.intp]
 
@@ -68,11 +72,9 @@ def sample(logits: Row, params: SamplingParams, uniform: float) -> int:
     if params.is_greedy:
         return greedy(logits)
     num_allowed = int(np.count_nonzero(logits > NEVER))
-    limit = min(params.top_k or num_allowed, num_allowed)
-    if params.min_p > 0.0:
-        lowest = np.float64(peak + params.temperature * math.log(params.min_p))
-        limit = min(limit, max(int(np.count_nonzero(logits >= lowest)), 1))
-    if limit < num_allowed:
+    limit = _limit(logits, peak, params, num_allowed)
+    if limit < num_allowed or 0 < params.top_k <= MAX_CANDIDATES:
+        # The same sums as `sample_candidates`, also where there are no more ids than top_k.
         total, look = None, limit
     else:
         # Every id stays: the first few in order nearly always suffice, once the weight of all is known.
@@ -85,6 +87,37 @@ def sample(logits: Row, params: SamplingParams, uniform: float) -> int:
         if place is not None:
             return int(ids[place])
         look = min(limit, 8 * look)
+
+
+def sample_candidates(candidates: Candidates, params: SamplingParams, uniform: float) -> int:
+    """What `sample` draws from the whole row, for parameters of which `num_candidates` best ids are enough. Raises NotFinite."""
+    logits = candidates.logits
+    peak = float(logits[0])
+    if not math.isfinite(peak) or math.isnan(float(logits[-1])):
+        raise NotFinite
+    if params.is_greedy:
+        return int(candidates.ids[0])
+    limit = _limit(logits, peak, params, int(np.count_nonzero(logits > NEVER)))
+    cumulative = np.cumsum(_weights(logits[:limit], peak, params))
+    place = _place(cumulative, float(cumulative[-1]), params.top_p, uniform, is_all=True)
+    assert place is not None
+    return int(candidates.ids[place])
+
+
+def num_candidates(params: SamplingParams) -> int | None:
+    """So many best ids are enough to draw from; None where the whole row is needed."""
+    if params.is_greedy:
+        return 1
+    return params.top_k if 0 < params.top_k <= MAX_CANDIDATES else None
+
+
+def _limit(logits: Row, peak: float, params: SamplingParams, num_allowed: int) -> int:
+    """So many of the first ids in order stay after top_k and min_p; `logits` may be the best top_k of them alone."""
+    limit = min(params.top_k or num_allowed, num_allowed)
+    if params.min_p > 0.0:
+        lowest = np.float64(peak + params.temperature * math.log(params.min_p))
+        limit = min(limit, max(int(np.count_nonzero(logits >= lowest)), 1))
+    return limit
 
 
 def _place(

@@ -5,20 +5,17 @@ File layout: docs/model-score.md.
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
-from .batch import Batch, Row
-from .cache import HybridCache
+from .backends import stored_format_of
 from .config import load_model_config
 from .errors import ContextTooLong, IdsInvalid, OptionInvalid
-from .model import HybridModel
+from .loading import load_backend
 from .model_config import ModelConfig
+from .model_dirs import shoal_home
 from .options import EngineOptions
 from .plan import plan_memory
 from .safetensors_file import write_safetensors
@@ -72,17 +69,18 @@ def score_directory(
     longest = options.context or config.max_position_embeddings
     if len(ids) > longest:
         raise ContextTooLong(f"{len(ids)} ids exceed the context of {longest}")
-    points = cut_points(len(ids), splits, options.max_batched_tokens)
     alone = replace(options, context=len(ids), parallel=1)
-    plan = plan_memory(config, alone)
-    model = HybridModel.load(directory, config, alone)
-    cache = HybridCache.allocate(config, plan, model.dtype)
-    write_safetensors(out, score_specs(config, len(ids)), score_pieces(model, cache, ids, points))
+    stored_format = stored_format_of(directory)
+    plan = plan_memory(config, alone, stored_format=stored_format)
+    cut_points(len(ids), splits, 1)  # refuses a wrong split before anything is loaded
+    backend = load_backend(directory, config, alone, plan, stored_format, shoal_home(), None)
+    points = cut_points(len(ids), splits, backend.max_scored_piece)
+    write_safetensors(out, score_specs(config, len(ids)), backend.score(config, ids, points))
     return len(ids)
 
 
 def score_specs(config: ModelConfig, num_tokens: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Name -> dtype and shape of what `score_pieces` yields, in its order."""
+    """Name -> dtype and shape of what a back end's `score` yields, in its order."""
     specs: dict[str, tuple[str, tuple[int, ...]]] = {"logits": ("F32", (num_tokens, config.vocab_size))}
     past = (num_tokens, config.num_key_value_heads, config.head_dim)
     column = (config.conv_dim, config.linear_conv_kernel_dim - 1)
@@ -93,28 +91,3 @@ def score_specs(config: ModelConfig, num_tokens: int) -> dict[str, tuple[str, tu
         else:
             specs |= {f"conv.{i}": ("F32", column), f"state.{i}": ("F32", state)}
     return specs
-
-
-def score_pieces(
-    model: HybridModel, cache: HybridCache, ids: Sequence[int], points: Sequence[int]
-) -> Iterator[tuple[str, memoryview]]:
-    """Run `ids` piece by piece (points from `cut_points`) in slot 0, yielding logits as they come, then the states."""
-    blocks = tuple(range(cache.num_blocks))
-    for begin, end in itertools.pairwise(points):
-        row = Row(end - begin, begin, blocks, slot=0)
-        batch = Batch(list(ids[begin:end]), [row], list(range(end - begin)))
-        yield "logits", _raw(model.forward(batch, cache))
-    config = model.config
-    for i in range(config.num_layers):
-        if i in config.attention_layers:
-            for name, pool in (("k", cache.keys[i]), ("v", cache.values[i])):
-                yield f"{name}.{i}", _raw(pool.flatten(0, 1)[: len(ids)])
-        else:
-            if config.linear_conv_kernel_dim > 1:
-                yield f"conv.{i}", _raw(cache.columns[i][0])
-            yield f"state.{i}", _raw(cache.states[i][0])
-
-
-def _raw(tensor: Tensor) -> memoryview:
-    """Bytes of a tensor as f32, row-major."""
-    return tensor.float().contiguous().numpy().data.cast("B")

@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -57,13 +58,19 @@ Work = PreparedRequest | wire.Abort
 
 def load_configured(configure: wire.Configure) -> tuple[Engine, wire.Ready]:
     """Raises RuntimeFault: a wrong option or a model that cannot be served."""
-    # torch takes seconds to import, and the end of stdin must be seen from the first moment.
+    # Here and not above: the end of stdin must be seen from the first moment, and the reference back end imports torch for seconds.
     wait_passively()
     from .loading import load_engine
     from .ready_frame import ready_frame
 
-    loaded = load_engine(configure.model_dir, EngineOptions.from_mapping(configure.options))
+    home = Path(configure.home) if configure.home else None
+    loaded = load_engine(configure.model_dir, EngineOptions.from_mapping(configure.options), home=home, announce=_log)
     return loaded.engine, ready_frame(loaded, configure.served_name)
+
+
+def _log(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
 
 
 @dataclass(slots=True)

@@ -145,6 +145,8 @@ class Configure(msgspec.Struct, tag="configure", kw_only=True):
     model_dir: str
     served_name: str
     options: dict[str, Any] = {}
+    home: str = ""
+    """Where converted weights and hashes are kept; empty: $SHOAL_HOME."""
 
 
 class Abort(msgspec.Struct, tag="abort"):
@@ -311,6 +313,8 @@ class Ready(msgspec.Struct, tag="ready", kw_only=True):
     allocated_bytes: dict[str, int] = {}
     load_s: float = 0.0
     skipped_tensors: dict[str, int] = {}
+    backend_note: str = ""
+    """Why `--backend auto` did not take the native back end; empty where it did or was not asked."""
 
 
 class LoadFailed(msgspec.Struct, tag="load_failed"):

@@ -1,5 +1,5 @@
 """C++ kernels for CPUs; importing this loads the compiled module, nothing else."""
 
-from .module import UnsupportedIsa, available_isas, best_isa
+from .module import UnsupportedIsa, available_isas, best_isa, module_path
 
-__all__ = ["UnsupportedIsa", "available_isas", "best_isa"]
+__all__ = ["UnsupportedIsa", "available_isas", "best_isa", "module_path"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from . import _cpu
 from ._cpu import UnsupportedIsa
 
-__all__ = ["UnsupportedIsa", "available_isas", "best_isa"]
+__all__ = ["UnsupportedIsa", "available_isas", "best_isa", "module_path"]
 
 
 def available_isas() -> tuple[str, ...]:
@@ -16,3 +18,9 @@ def available_isas() -> tuple[str, ...]:
 def best_isa() -> str:
     """What "auto" stands for on this machine."""
     return _cpu.available_isas()[0]
+
+
+def module_path() -> Path:
+    """The compiled module's file: its bytes tell builds apart."""
+    assert _cpu.__file__ is not None
+    return Path(_cpu.__file__)

@@ -109,6 +109,33 @@ def tiny_checkpoint(tmp_path_factory):
     return directory
 
 
+NATIVE_TEXT_CONFIG = TINY_TEXT_CONFIG | {
+    "hidden_size": 80,
+    "intermediate_size": 104,
+    "head_dim": 32,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 32,
+    "max_position_embeddings": 1024,
+}
+"""Odd where the native kernels allow it."""
+
+
+@pytest.fixture(scope="session")
+def native_checkpoint(tmp_path_factory):
+    """The same of a shape that the native back end serves."""
+    from shoal.runtime.synth import synthesise
+
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny-native"
+    synthesise(NATIVE_TEXT_CONFIG, directory, seed=5)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def native_home(tmp_path_factory):
+    """Where conversions of a test session are kept."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture(scope="session")
 def template_36(tokenizer):
     """The template of Qwen3.6, which writes every argument but strings as JSON."""

@@ -37,9 +37,9 @@ def engine(loaded: LoadedEngine) -> Engine:
 def reference_logprobs(loaded: LoadedEngine, ids: list[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """[T, V]: the whole sequence in one forward pass of the model, outside the engine."""
     plan = loaded.plan
-    cache = HybridCache.allocate(loaded.model.config, plan)
+    cache = HybridCache.allocate(loaded.backend.model.config, plan)
     blocks = tuple(range(-(-len(ids) // plan.block_tokens)))
-    logits = loaded.model.forward(Batch(ids, [Row(len(ids), 0, blocks, 0)], list(range(len(ids)))), cache)
+    logits = loaded.backend.model.forward(Batch(ids, [Row(len(ids), 0, blocks, 0)], list(range(len(ids)))), cache)
     return torch.log_softmax(logits.double(), dim=-1).numpy()
 
 

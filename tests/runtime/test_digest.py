@@ -5,8 +5,16 @@ import os
 
 import pytest
 
-from shoal.runtime.config import EngineOptions
-from shoal.runtime.digest import CACHE_FILE, determinism_class, hash_files, serving_digest, source_digest
+from shoal.runtime.config import EngineOptions, ModelConfig
+from shoal.runtime.digest import CACHE_FILE, hash_files, serving_digest, source_digest
+from shoal.runtime.plan import plan_memory
+from shoal.runtime.sizes import published_config
+
+CONFIG = ModelConfig.from_mapping(published_config("0.8B"))
+
+
+def served(directory, **options):
+    return serving_digest(plan_memory(CONFIG, EngineOptions(**options)), hash_files(directory))
 
 
 @pytest.fixture
@@ -28,10 +36,9 @@ def test_only_what_is_served_counts(directory):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "a.safetensors"])
 def test_every_served_file_counts(directory, name):
-    options = EngineOptions()
-    before = source_digest(directory), serving_digest(directory, options)
+    before = source_digest(directory), served(directory)
     (directory / name).write_text("changed")
-    after = source_digest(directory), serving_digest(directory, options)
+    after = source_digest(directory), served(directory)
     assert before[0] != after[0] and before[1] != after[1]
 
 
@@ -42,11 +49,26 @@ def test_a_content_under_another_name_is_another_source(directory):
 
 
 def test_serving_digests_tell_arithmetics_apart_and_spellings_not(directory):
-    options = [EngineOptions(), EngineOptions(dtype="bf16"), EngineOptions(kv_format="bf16")]
-    assert len({serving_digest(directory, each) for each in options}) == 3
-    plain = serving_digest(directory, EngineOptions())
-    assert serving_digest(directory, EngineOptions(format="bf16", kv_format="f32", parallel=2, context=9)) == plain
+    different = [
+        {"backend": "reference"},
+        {"dtype": "bf16"},
+        {"backend": "reference", "kv_format": "bf16"},
+        {"format": "int8"},
+        {"format": "int4"},
+        {"format": "int4", "kv_format": "int8"},
+    ]
+    assert len({served(directory, **each) for each in different}) == 6
+    plain = served(directory, backend="reference")
+    same = {"format": "bf16", "kv_format": "f32", "parallel": 2, "context": 9}
+    assert served(directory, backend="reference", **same) == plain
     assert plain != source_digest(directory)
+
+
+def test_known_digests_stand_for_the_weight_files(directory):
+    (directory / "model.safetensors.index.json").write_text("{}")
+    hashes = hash_files(directory, weights={"model.safetensors": "known"})
+    assert hashes["model.safetensors"] == "known"
+    assert set(hashes) == {"config.json", "tokenizer.json", "chat_template.jinja", "model.safetensors"}
 
 
 def test_known_hashes_are_used_until_the_file_changes(directory, tmp_path):
@@ -67,9 +89,3 @@ def test_known_hashes_are_used_until_the_file_changes(directory, tmp_path):
 def test_a_damaged_cache_is_no_cache(directory, tmp_path, content):
     (tmp_path / CACHE_FILE).write_text(content, encoding="latin-1")
     assert source_digest(directory, cache_dir=tmp_path) == source_digest(directory)
-
-
-def test_the_determinism_class_names_build_and_machine():
-    name = determinism_class()
-    assert name.startswith("shoal-") and "/torch-" in name
-    assert name == determinism_class()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.runtime.generation_defaults import GenerationDefaults
-from shoal.runtime.logit_processors import LogitBias, MinTokensMask, Penalties, VocabMask, processors_for
+from shoal.runtime.logit_processors import Adjustments, Penalties, VocabMask, logit_chain
 from shoal.runtime.logprobs import first_logprob, log_softmax, token_logprob
 from shoal.runtime.philox import philox_4x32, uniform
 from shoal.runtime.refusals import FieldInvalid
@@ -252,24 +252,49 @@ def test_masks_and_biases() -> None:
     logits = row([1, 1, 1, 1, 1])
     VocabMask(4).apply(logits, [])
     assert logits.tolist() == [1, 1, 1, 1, -math.inf]
-    LogitBias({0: -2.5, 3: 4.0}).apply(logits, [])
-    assert logits.tolist() == [-1.5, 1, 1, 5, -math.inf]
-    mask = MinTokensMask(2, [3])
-    mask.apply(logits, [0])
-    assert logits[3] == -math.inf
-    logits[3] = 5
-    mask.apply(logits, [0, 0])
-    assert logits[3] == 5
+    params = SamplingParams(temperature=1.0, logit_bias={0: -2.5, 3: 4.0})
+    adjustments = Adjustments(params, stop_ids=[3, 2], min_tokens=2)
+    adjustments.apply(logits, [0])
+    assert logits.tolist() == [-1.5, 1, -math.inf, -math.inf, -math.inf]
+    logits = row([1, 1, 1, 1, 1])
+    adjustments.apply(logits, [0, 0])
+    assert logits.tolist() == [-1.5, 1, 1, 5, 1]
+
+
+@given(
+    generated=st.lists(st.integers(0, 19), max_size=150),
+    presence=st.sampled_from([-1.0, 0.0, 1.5]),
+    frequency=st.sampled_from([-0.5, 0.0, 0.7]),
+    bias=st.dictionaries(st.integers(0, 19), st.sampled_from([-100.0, -0.3, 2.0]), max_size=4),
+    cut=st.integers(0, 150),
+)
+def test_adjustments_are_their_formula_whenever_they_were_read(
+    generated: list[int], presence: float, frequency: float, bias: dict[int, float], cut: int
+) -> None:
+    params = SamplingParams(temperature=1.0, presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias)
+    adjustments = Adjustments(params)
+    adjustments.read(generated[:cut])
+    ids, values = adjustments.read(generated)
+    assert len(set(ids.tolist())) == len(ids)
+    found = dict(zip(ids.tolist(), values.tolist(), strict=True))
+    for token_id in range(20):
+        count = generated.count(token_id)
+        expected = bias.get(token_id, 0.0) - frequency * count - presence * (count > 0)
+        assert found.get(token_id, 0.0) == pytest.approx(expected, abs=1e-5)
+    fresh = dict(zip(*(array.tolist() for array in Adjustments(params).read(generated)), strict=True))
+    assert fresh == found
 
 
 def test_a_request_gets_only_the_processors_it_needs() -> None:
     def names(params: SamplingParams, min_tokens: int = 0) -> list[str]:
-        chain = processors_for(params, vocab_size=9, prompt_ids=[1], stop_ids=[2], min_tokens=min_tokens)
-        return [type(one).__name__ for one in chain]
+        chain = logit_chain(params, vocab_size=9, prompt_ids=[1], stop_ids=[2], min_tokens=min_tokens)
+        return [type(one).__name__ for one in chain.processors]
 
     assert names(SamplingParams(temperature=1.0)) == ["VocabMask"]
     everything = SamplingParams(temperature=1.0, logit_bias={1: 1.0}, presence_penalty=1.0)
-    assert names(everything, 3) == ["VocabMask", "LogitBias", "MinTokensMask", "Penalties"]
+    assert names(everything, 3) == ["VocabMask", "Adjustments"]
+    repeating = SamplingParams(temperature=1.0, repetition_penalty=1.1)
+    assert names(repeating) == ["VocabMask", "Penalties"]
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------

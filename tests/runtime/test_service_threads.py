@@ -151,7 +151,7 @@ def test_a_step_that_raises_fails_its_requests_and_the_process_without_their_tex
     serve: Callable[..., Pipes], tiny_intake: Intake, capfd: pytest.CaptureFixture[str]
 ) -> None:
     class Raises:
-        def execute(self, plan: StepPlan) -> StepResult:
+        def execute(self, plan: StepPlan, wanted: object) -> StepResult:
             raise RuntimeError(f"CANARY: {plan.rows[0].sequence.token_ids}")
 
     limits = SchedulerLimits(
@@ -239,7 +239,7 @@ def test_it_does_not_leave_before_its_time_nor_stay_beyond(serve: Callable[..., 
     is_in_step, may_go_on = threading.Event(), threading.Event()
 
     class Slow:
-        def execute(self, plan: StepPlan) -> StepResult:
+        def execute(self, plan: StepPlan, wanted: object) -> StepResult:
             is_in_step.set()
             may_go_on.wait(TIMEOUT_S)
             raise RuntimeError

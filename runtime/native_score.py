@@ -1,0 +1,40 @@
+"""What `shoal model score` writes, by the native back end."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.kernels.cpu.engine import Engine, Step
+
+from .model_config import ModelConfig
+
+
+def score_pieces(
+    engine: Engine, config: ModelConfig, ids: Sequence[int], points: Sequence[int]
+) -> Iterator[tuple[str, memoryview]]:
+    """Run `ids` piece by piece (points from `score.cut_points`) in slot 0, yielding logits as they come, then the states."""
+    pages = np.arange(engine.sizes.num_pages, dtype=np.int32)
+    for begin, end in itertools.pairwise(points):
+        step = Step(
+            token_ids=np.array(ids[begin:end], dtype=np.int32),
+            rows=np.array([(end - begin, begin, 0, 0)], dtype=np.int32),
+            tables=pages,
+            full_at=np.arange(end - begin, dtype=np.int32),
+        )
+        yield "logits", _raw(engine.step(step).full)
+    for i in range(config.num_layers):
+        if i in config.attention_layers:
+            yield f"k.{i}", _raw(engine.read_keys(i, pages, len(ids)))
+            yield f"v.{i}", _raw(engine.read_values(i, pages, len(ids)))
+        else:
+            yield f"conv.{i}", _raw(engine.read_columns(i, 0))
+            yield f"state.{i}", _raw(engine.read_state(i, 0, len(ids)))
+
+
+def _raw(values: npt.NDArray[np.float32]) -> memoryview:
+    """Bytes of an array, row-major."""
+    return np.ascontiguousarray(values, dtype=np.float32).data.cast("B")
