@@ -8,7 +8,7 @@
 #   make check                                  style, types, generated code, wire compatibility, architecture, links
 #   make bench                                  numbers of this machine, as JSON in build/bench
 #   make bench-cpu ARGS='--cells "0.8B/*"'       the native engine beside its peers and the machine's limits
-#   make eval-pocket                            the committed small model's scores
+#   make eval-pocket                            the committed small model's scores; ARGS="--format int4" as the engine serves it
 #   make wheel                                  build the wheel and try it in a fresh environment
 #   make format | proto | constraints | clean   tidy the code; regenerate gRPC's; pin what is installed; remove what was built
 

@@ -1,6 +1,6 @@
 """Measures an exported model on held-out prompts, one exact right answer each.
 
-    python -m models.pocket.evaluate [--model DIR] [--json FILE]
+    python -m models.pocket.evaluate [--model DIR] [--format int4] [--json FILE]
 
 A greedy answer equals the right one exactly when the right token has the largest logit at every answer
 position of one forward pass over the whole conversation, so nothing has to be generated.
@@ -12,14 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from models.pocket.batches import Row, collate
+from models.pocket.batches import Batch, Row, collate
 from models.pocket.curriculum import MEASURED, Conversation, measured_conversation
 from models.pocket.export import HERE, read
 from models.pocket.model import Pocket
@@ -52,13 +54,31 @@ def last_turn(row: Row, encoder: Encoder, c: Conversation) -> Row:
     return ids, flags
 
 
+Predict = Callable[[Row, Batch], Tensor]
+"""Logits [n, V] at the positions of the batch's one row whose next token counts."""
+
+
+def by_training_form(model: Pocket) -> Predict:
+    """The model as it is trained."""
+    return lambda row, batch: model.logits(model.hidden(batch.ids, batch.chunk, batch.select))
+
+
+def by_engine(folder: Path, weight_format: str) -> Predict:
+    """The model as it is served, in this weight format."""
+    from models.pocket.serving import ServedModel  # an installed shoal; training needs none
+
+    served = ServedModel(folder, weight_format)
+    return lambda row, batch: served.logits(row[0])[batch.select]
+
+
 @torch.no_grad()
-def score(model: Pocket, encoder: Encoder, conversations: list[Conversation]) -> list[Scored]:
+def score(predict: Predict, encoder: Encoder, conversations: list[Conversation]) -> list[Scored]:
     """Teacher-forced greedy comparison of the last turn of each conversation."""
     out: list[Scored] = []
     for c in conversations:
-        batch = collate([last_turn(encoder.conversation(c), encoder, c)])
-        logits = model.logits(model.hidden(batch.ids, batch.chunk, batch.select))
+        row = last_turn(encoder.conversation(c), encoder, c)
+        batch = collate([row])
+        logits = predict(row, batch)
         top = logits.topk(2, -1)
         best = top.indices[:, 0]
         right = bool((best == batch.targets).all())
@@ -68,7 +88,7 @@ def score(model: Pocket, encoder: Encoder, conversations: list[Conversation]) ->
     return out
 
 
-def measure(model: Pocket, count: int, seed: int, skills: list[str], show: int = 0) -> dict[str, Any]:
+def measure(predict: Predict, count: int, seed: int, skills: list[str], show: int = 0) -> dict[str, Any]:
     """Exact match in per cent for each skill."""
     encoder = Encoder(load())
     result: dict[str, Any] = {}
@@ -76,7 +96,7 @@ def measure(model: Pocket, count: int, seed: int, skills: list[str], show: int =
         rng = Random(f"measure/{seed}/{skill}")
         n = count if skill != "memory_1000" else max(1, count // 2)
         drawn = [measured_conversation(rng, skill, encoder.count) for _ in range(n)]
-        scored = score(model, encoder, drawn)
+        scored = score(predict, encoder, drawn)
         right = sum(s.right for s in scored)
         margins = sorted(s.margin for s in scored if s.right)
         bar = BARS.get(skill, BAR)
@@ -107,13 +127,15 @@ def main() -> int:
     p.add_argument("--seed", type=int, default=7)
     p.add_argument("--skills", default=",".join(MEASURED))
     p.add_argument("--precision", choices=("bf16", "f32"), default="f32")
+    p.add_argument("--format", choices=("bf16", "int8", "int4"), help="measure what the engine serves in this format")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--json", default=None, help="also write the result to this file")
     p.add_argument("--show", action="store_true", help="print the wrong answers")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
-    model = read(Path(args.model), args.precision)
-    result = measure(model, args.count, args.seed, args.skills.split(","), args.show)
+    folder = Path(args.model)
+    predict = by_training_form(read(folder, args.precision)) if args.format is None else by_engine(folder, args.format)
+    result = measure(predict, args.count, args.seed, args.skills.split(","), args.show)
     print(table(result))
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

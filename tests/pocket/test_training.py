@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from models.pocket.batches import collate
 from models.pocket.curriculum import measured_conversation
 from models.pocket.delta_rule import Shape, _CausalConv, _UnitLowerInverse, chunk_length, delta_rule
-from models.pocket.evaluate import score
+from models.pocket.evaluate import by_training_form, score
 from models.pocket.model import Pocket, initialise
 from models.pocket.tokenizer import Encoder, load
 from models.pocket.train import CYCLES, STEPS, loss_of, parse, rate_at, train
@@ -137,5 +137,5 @@ def test_scoring_sees_a_wrong_answer():
     initialise(model, 1)
     encoder = Encoder(load())
     c = measured_conversation(Random(1), "copy", encoder.count)
-    assert not score(model, encoder, [c])[0].right
+    assert not score(by_training_form(model), encoder, [c])[0].right
     assert torch.isfinite(loss_of(model, collate([encoder.conversation(c)])))
