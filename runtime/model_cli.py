@@ -11,9 +11,10 @@ import click
 from .checkpoint import find_tensors, open_checkpoint
 from .command_output import faults_as_lines, percent_line
 from .config import load_generation_defaults, load_model_config
+from .container import is_converted, open_container
 from .json_file import read_json_object
 from .model_dirs import ModelNotFound, resolve_model
-from .model_facts import checkpoint_facts, published_facts, render_facts
+from .model_facts import checkpoint_facts, container_facts, published_facts, render_facts
 from .options_cli import engine_options, take_engine_options
 from .sizes import SIZES
 from .thread_waiting import wait_passively
@@ -136,9 +137,11 @@ def show(model: str, as_json: bool) -> None:
                 raise
         else:
             config = load_model_config(directory)
-            checkpoint = open_checkpoint(directory, config)
-            all_tensors, _ = find_tensors(directory)
-            facts = checkpoint_facts(
-                directory, config, checkpoint, all_tensors, load_generation_defaults(directory, config)
-            )
+            defaults = load_generation_defaults(directory, config)
+            if is_converted(directory):
+                facts = container_facts(directory, config, open_container(directory), defaults)
+            else:
+                checkpoint = open_checkpoint(directory, config)
+                all_tensors, _ = find_tensors(directory)
+                facts = checkpoint_facts(directory, config, checkpoint, all_tensors, defaults)
     click.echo(json.dumps(facts, ensure_ascii=False) if as_json else render_facts(facts))

@@ -9,12 +9,15 @@ from typing import Any
 
 from .checkpoint import Checkpoint, TensorPlace
 from .config import EngineOptions, GenerationDefaults, ModelConfig
+from .container import Container
+from .errors import OptionInvalid, UnsupportedShape
+from .options import FORMATS
 from .plan import plan_memory, size_label
 from .sizes import SIZES, num_parameters, published_size
 
 
-def config_facts(config: ModelConfig) -> dict[str, Any]:
-    """Sizes and plans that follow from the config alone."""
+def config_facts(config: ModelConfig, stored_format: str = "") -> dict[str, Any]:
+    """Sizes and plans that follow from the config; `stored_format` is that of a converted directory."""
     facts: dict[str, Any] = {
         "size": size_label(config),
         "model_type": config.model_type,
@@ -37,13 +40,22 @@ def config_facts(config: ModelConfig) -> dict[str, Any]:
         },
         "max_position_embeddings": config.max_position_embeddings,
         "tie_word_embeddings": config.tie_word_embeddings,
-        "planned_bytes": {
-            dtype: plan_memory(config, EngineOptions(dtype=dtype)).by_pool() for dtype in ("bf16", "f32")
-        },
+        "planned_bytes": planned_bytes(config, stored_format),
     }
     if config.moe is not None:
         facts["experts"] = asdict(config.moe)
     return facts
+
+
+def planned_bytes(config: ModelConfig, stored_format: str) -> dict[str, dict[str, int]]:
+    """By pool, for every weight format that can be served from what is stored."""
+    plans = {}
+    for weight_format in (stored_format,) if stored_format else FORMATS[1:]:
+        try:
+            plans[weight_format] = plan_memory(config, EngineOptions(format=weight_format), stored_format=stored_format)
+        except (OptionInvalid, UnsupportedShape):
+            continue
+    return {name: plan.by_pool() for name, plan in plans.items()}
 
 
 def checkpoint_facts(
@@ -68,6 +80,33 @@ def checkpoint_facts(
         "bytes_by_dtype": dtypes,
         "skipped_tensors": dict(checkpoint.skipped),
         "dropped_config_keys": list(config.dropped_keys),
+        "generation": asdict(defaults),
+    }
+
+
+def container_facts(
+    directory: Path, config: ModelConfig, container: Container, defaults: GenerationDefaults
+) -> dict[str, Any]:
+    """Everything about a converted directory whose header was read. `other_layouts`: matrices that are not in the file's format."""
+    bytes_by_layout: dict[str, int] = {}
+    for tensor in container.tensors.values():
+        bytes_by_layout[tensor.layout] = bytes_by_layout.get(tensor.layout, 0) + tensor.num_bytes
+    usual = {container.format, "f32", "rows8", "rows16"}
+    return {
+        "directory": str(directory),
+        "format": container.format,
+        "format_version": container.metadata["format_version"],
+        "source_digest": container.source_digest,
+        **config_facts(config, stored_format=container.format),
+        "files": [container.path.name],
+        "num_tensors": len(container.tensors),
+        "num_tensor_bytes": container.num_bytes,
+        "bytes_by_layout": bytes_by_layout,
+        "other_layouts": {
+            name: tensor.layout
+            for name, tensor in container.tensors.items()
+            if tensor.layout not in usual and not name.endswith(".gates") and name != "head.scan"
+        },
         "generation": asdict(defaults),
     }
 

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from transformers import Qwen3_5ForCausalLM
 from transformers.utils import logging
 
+from shoal.runtime.convert import convert_directory
 from shoal.runtime.errors import OptionInvalid
 from shoal.runtime.model_cli import score, show, synth
 from shoal.runtime.score import cut_points
@@ -151,8 +152,18 @@ def test_show(model):
     facts = json.loads(result.output)
     assert (facts["num_tensors"], facts["num_trunk_tensors"], facts["skipped_tensors"]) == (56, 56, {})
     assert facts["bytes_by_dtype"]["BF16"] + facts["bytes_by_dtype"]["F32"] == facts["num_tensor_bytes"]
-    assert facts["num_attention_layers"] == 1 and facts["planned_bytes"]["f32"]["weights"] > 0
+    assert facts["num_attention_layers"] == 1 and facts["planned_bytes"]["bf16"]["weights"] > 0
     assert "num parameters" in invoke(show, model).output
+
+
+def test_show_of_a_converted_model(model, tmp_path):
+    convert_directory(model, tmp_path / "converted", "int8")
+    result = invoke(show, tmp_path / "converted", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.output)
+    assert (facts["format"], facts["num_attention_layers"]) == ("int8", 1)
+    assert list(facts["planned_bytes"]) == ["int8"]
+    assert sum(facts["bytes_by_layout"].values()) == facts["num_tensor_bytes"] and facts["bytes_by_layout"]["int8"] > 0
 
 
 def test_show_a_published_size_that_is_not_here(tmp_path):
