@@ -1,6 +1,7 @@
 """`shoal model score`, `synth` and `show` from the command line, the scores against transformers."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,8 +157,8 @@ def test_show(model):
     assert "num parameters" in invoke(show, model).output
 
 
-def test_show_of_a_converted_model(model, tmp_path):
-    convert_directory(model, tmp_path / "converted", "int8")
+def test_show_of_a_converted_model(tmp_path):
+    convert_directory(Path(__file__).parents[2] / "models" / "pocket", tmp_path / "converted", "int8")
     result = invoke(show, tmp_path / "converted", "--json")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.output)
