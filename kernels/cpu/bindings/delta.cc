@@ -19,6 +19,7 @@ std::size_t row_stride(const char* name, const Array& a, std::size_t rows, std::
     throw nb::value_error((std::string(name) + " must have shape [" + std::to_string(rows) + ", " +
                            std::to_string(cols) + "]").c_str());
   }
+  if (rows == 0) return cols;
   if (a.stride(1) != 1 || (rows > 1 && a.stride(0) < static_cast<std::int64_t>(cols))) {
     throw nb::value_error((std::string(name) + " must have dense rows in ascending order").c_str());
   }

@@ -16,6 +16,8 @@
 namespace shoal {
 namespace {
 
+static_assert(kChunk == 16 && 16 % kTileRows == 0, "a chunk is a vector wide and whole tiles high");
+
 // y[r][c] = sum over k of x[k][r] * S[k][c] for R rows and 16 * C columns. x [depth][16], S and y with `width` columns.
 template <int R, int C>
 inline void multiply_tile(const float* x, const float* S, std::size_t depth, std::size_t width, float* y) {
