@@ -36,23 +36,41 @@ __all__ = ["convert"]
     metavar="X",
     help="Matrices whose products are relatively further off stay bf16.  [default: 0.15 for int4, 0.05 for int8]",
 )
+@click.option(
+    "--calibrate",
+    "calibration_path",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    metavar="FILE",
+    help="UTF-8 text, or a JSON list of ids: weights that matter for it are held closer, and the loss is measured on it.",
+)
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with the errors of every tensor.")
 def convert(
-    model: str, format_: str, out: Path | None, fallback_threshold: float | None, threads: int | None, as_json: bool
+    model: str,
+    format_: str,
+    out: Path | None,
+    fallback_threshold: float | None,
+    calibration_path: Path | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Convert a published model. Interrupted, it goes on where it stopped; what it wrote is read back and verified."""
     with faults_as_lines():
-        from .convert import convert_directory
         from .convert_report import render_report
 
         directory = resolve_model(model)
-        report = convert_directory(
-            directory,
-            out or directory.resolve().with_name(f"{directory.resolve().name}-{format_}"),
-            format_,
-            progress=None if as_json else percent_line("converting"),
-            threads=threads,
-            fallback_threshold=fallback_threshold,
-        )
+        target = out or directory.resolve().with_name(f"{directory.resolve().name}-{format_}")
+        progress = None if as_json else percent_line("converting")
+        if calibration_path is None:
+            from .convert import convert_directory
+
+            report = convert_directory(
+                directory, target, format_, progress=progress, threads=threads, fallback_threshold=fallback_threshold
+            )
+        else:
+            from .convert_calibrate import convert_calibrated
+
+            report = convert_calibrated(
+                directory, target, format_, calibration_path, progress, threads, fallback_threshold
+            )
     click.echo(json.dumps(report.to_json()) if as_json else render_report(report))
