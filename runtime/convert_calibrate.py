@@ -175,4 +175,5 @@ def measure_quality(container: Container, config: ModelConfig, run: CalibrationR
 def log_softmax(logits: Float32) -> NDArray[np.float64]:
     """Over the last axis, in f64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    normed: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return normed
