@@ -133,8 +133,9 @@ def vector_map(isa: str, name: str, x: _F32, y: _F32) -> None: ...
 # bindings/direct.cc: x [n, cols] is quantised, then multiplied with panels [first_panel, first_panel + num_panels) of the
 # packed matrix [rows, cols] (num_panels -1: all that are left); out [n, rows], or [n, rows / 2] where store is 2.
 # format 0 int4, 1 int8, 2 bf16; store 0 set, 1 add, 2 swiglu. q [n, padded], scale and sum256 [n, padded / 256], sum16
-# [n, padded / 16], padded being cols up to a multiple of 256.
+# [n, padded / 16], padded being cols up to a multiple of 256. measure_prefetch_distance: kernels.h; what it left, in bytes.
 def quantise(x: _F32, q: _I8, scale: _F32, sum16: _I16, sum256: _I32, isa: str = "auto") -> None: ...
+def measure_prefetch_distance(format: int, weights: _U8, rows: int, cols: int, isa: str = "auto") -> int: ...
 def direct_multiply(
     format: int,
     weights: _U8,

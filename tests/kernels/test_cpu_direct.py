@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.kernels.cpu import UnsupportedIsa, available_isas
-from shoal.kernels.cpu._cpu import direct_multiply
+from shoal.kernels.cpu._cpu import direct_multiply, measure_prefetch_distance
 from shoal.kernels.cpu._cpu import quantise as native_quantise
 
 ISAS = available_isas()
@@ -172,6 +172,18 @@ def test_a_row_is_the_same_in_any_company_and_on_any_set(packing, data):
     chosen = data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=9))
     for isa in ISAS:
         same_bits(run(weights, np.ascontiguousarray(x[chosen]), isa), alone[chosen])
+
+
+def test_the_distance_of_prefetch_is_measured_and_changes_no_result(packing):
+    small = packing.random_weights(np.random.default_rng(7), 0, 64, 1024)
+    x = normal(np.random.default_rng(8), 2, 1024)
+    want = run(small, x, "auto")
+    before = measure_prefetch_distance(0, small.data, 64, 1024)
+    assert measure_prefetch_distance(0, small.data, 64, 1024) == before == 8192  # too small to measure
+    rows = 32 * 4096
+    large = packing.aligned(packing.BLOCK_BYTES[0] * 4 * 4096, np.uint8)
+    assert measure_prefetch_distance(0, large, rows, 1024) in (0, 4096, 8192)
+    same_bits(run(small, x, "auto"), want)
 
 
 # --- the formats' bounds ---------------------------------------------------------------------------------------------

@@ -96,11 +96,23 @@ void direct_multiply(int format, const Input& weights, std::size_t rows, std::si
   }
 }
 
+std::size_t measured_prefetch_distance(int format, const Input& weights, std::size_t rows, std::size_t cols,
+                                       const std::string& isa) {
+  const Matrix matrix = {static_cast<const std::uint8_t*>(weights.data()), format_of(format), rows, cols};
+  check<std::uint8_t>("weights", weights, matrix.num_panels() * matrix.panel_bytes());
+  const DirectKernels& kernels = *kernels_named(isa).direct;
+  nb::gil_scoped_release release;
+  measure_prefetch_distance(kernels, matrix);
+  return prefetch_distance;
+}
+
 }  // namespace
 
 void bind_direct(nb::module_& m) {
   using namespace nb::literals;
   m.def("quantise", &quantise, "x"_a, "q"_a, "scale"_a, "sum16"_a, "sum256"_a, "isa"_a = "auto");
+  m.def("measure_prefetch_distance", &measured_prefetch_distance, "format"_a, "weights"_a, "rows"_a, "cols"_a,
+        "isa"_a = "auto");
   m.def("direct_multiply", &direct_multiply, "format"_a, "weights"_a, "rows"_a, "cols"_a, "x"_a, "out"_a,
         "store"_a = 0, "isa"_a = "auto", "first_panel"_a = 0, "num_panels"_a = -1);
 }

@@ -54,6 +54,7 @@ inline void int4_totals(const std::uint8_t* block, const std::int8_t* q, std::si
   __m512i t[2][N];
   for (int r = 0; r < 2; ++r)
     for (int i = 0; i < N; ++i) t[r][i] = _mm512_setzero_si512();
+  const std::size_t distance = ahead<N>();
   for (int g = 0; g < 16; ++g) {
     const std::uint8_t* lines = block + kInt4LinesOffset + 256 * g;
     __m512i acc[2][N];
@@ -62,7 +63,7 @@ inline void int4_totals(const std::uint8_t* block, const std::int8_t* q, std::si
       __m512i low[2], high[2];
       for (int r = 0; r < 2; ++r) {
         const std::uint8_t* line = lines + 128 * j + 64 * r;
-        prefetch(line + kAhead);
+        prefetch(line + distance);
         const __m512i v = load_line(line);
         low[r] = _mm512_permutexvar_epi8(v, levels);
         high[r] = _mm512_permutexvar_epi8(_mm512_srli_epi16(v, 4), levels);
@@ -91,11 +92,12 @@ inline void int8_totals(const std::uint8_t* block, const std::int8_t* q, std::si
   __m512i t[2][N];
   for (int r = 0; r < 2; ++r)
     for (int i = 0; i < N; ++i) t[r][i] = _mm512_set1_epi32(sum256[static_cast<std::size_t>(i) * sum_stride]);
+  const std::size_t distance = ahead<N>();
   for (int k4 = 0; k4 < 64; ++k4) {
     const std::uint8_t* lines = block + 128 * k4;
     __m512i v[2];
     for (int r = 0; r < 2; ++r) {
-      prefetch(lines + 64 * r + kAhead);
+      prefetch(lines + 64 * r + distance);
       v[r] = load_line(lines + 64 * r);
     }
     for (int i = 0; i < N; ++i) {

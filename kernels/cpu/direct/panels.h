@@ -4,14 +4,15 @@
 //   V from_int32(const std::int32_t* p)                  16 integers as f32
 //   V from_half(const std::uint8_t* p)                   16 binary16 as f32
 //   V even_bf16(const std::uint8_t* p), odd_bf16(p)      of the 16 pairs of bfloat16 in a line, the first; the second
-//   void prefetch(const std::uint8_t* p)                 may be an address beyond the end of the data
+//   void prefetch(const std::uint8_t* p), ahead<N>()     an address that may lie beyond the end of the data, how far ahead
 //   int4_totals<N>, int8_totals<N>(block, q, q_stride, sum, sum_stride, total)
 //                                                        exact integer part of one block, N rows of activations:
 //                                                        total[i][r] = sum over k of q[i, k] * v[r, k]
+//   const T* again(const T* p)                           p, unknown to the optimiser: see x86.h
 //   kBf16Halves<N>                                       halves of a panel that bf16 accumulates at once: 1 or 2
 //
-// A call reads its panels as one sequential stream, and that decides the speed: software prefetch kAhead bytes in front
-// fetches what the hardware's prefetcher asks for too late.
+// A call reads its panels as one sequential stream, and that decides the speed. Where there are more sums than registers
+// the work is cut into windows of at most 1 KiB of the stream, and the sums rest in memory between them.
 #pragma once
 
 namespace shoal {
@@ -37,34 +38,46 @@ inline void add_scaled(const Totals<N>& total, const std::uint8_t* halves, const
   }
 }
 
-// f[i][r] = f[i][r] + (the block's sum of x[i, k] * w[r, k] from 0, k ascending, one fma each).
+// Adds to t[h][i] the products of columns [k, k_end) of a block with halves first, first + 1, .. (H of them): ascending, one
+// fma each.
+template <int N, int H>
+inline void add_bf16_columns(const std::uint8_t* block, const float* x, std::size_t x_stride, int first, std::size_t k,
+                             std::size_t k_end, std::size_t distance, V (&t)[H][N]) {
+  for (; k < k_end; k += 2) {
+    for (int h = 0; h < H; ++h) {
+      const std::uint8_t* line = block + k * 64 + 64 * static_cast<std::size_t>(first + h);
+      prefetch(line + distance);
+      const float* from = again(x + k);
+      const V even = even_bf16(line);
+      for (int i = 0; i < N; ++i) t[h][i] = fma(set1(from[static_cast<std::size_t>(i) * x_stride]), even, t[h][i]);
+      const V odd = odd_bf16(line);
+      for (int i = 0; i < N; ++i) t[h][i] = fma(set1(from[static_cast<std::size_t>(i) * x_stride + 1]), odd, t[h][i]);
+    }
+  }
+}
+
+// f[i][r] = f[i][r] + (the block's sum of x[i, k] * w[r, k], from 0).
 template <int N>
 inline void add_bf16(const std::uint8_t* block, const float* x, std::size_t x_stride, Sums<N>& f) {
-  constexpr int kHalves = kBf16Halves<N>;
-  for (int first = 0; first < 2; first += kHalves) {
-    V t[kHalves][N];
-    for (int h = 0; h < kHalves; ++h)
-      for (int i = 0; i < N; ++i) t[h][i] = zero();
-    for (std::size_t k = 0; k < kBlockCols; k += 2) {
-      V w[kHalves][2];
-      for (int h = 0; h < kHalves; ++h) {
-        const std::uint8_t* line = block + k * 64 + 64 * (first + h);
-        prefetch(line + kAhead);
-        w[h][0] = even_bf16(line);
-        w[h][1] = odd_bf16(line);
-      }
-      for (int i = 0; i < N; ++i) {
-        const float* row = x + static_cast<std::size_t>(i) * x_stride + k;
-        const V even = set1(row[0]), odd = set1(row[1]);
-        for (int h = 0; h < kHalves; ++h) t[h][i] = fma(odd, w[h][1], fma(even, w[h][0], t[h][i]));
+  const std::size_t distance = ahead<2 * N>();  // f32 products take as long as integer ones of twice the rows
+  if constexpr (kBf16Halves<N> == 2) {
+    V t[2][N];
+    for (int i = 0; i < N; ++i) t[0][i] = t[1][i] = zero();
+    add_bf16_columns<N, 2>(block, x, x_stride, 0, 0, kBlockCols, distance, t);
+    for (int i = 0; i < N; ++i)
+      for (int h = 0; h < 2; ++h) store(f[i] + 16 * h, add(load(f[i] + 16 * h), t[h][i]));
+  } else {
+    alignas(64) Sums<N> sums = {};
+    for (std::size_t k = 0; k < kBlockCols; k += 16) {
+      for (int h = 0; h < 2; ++h) {
+        V t[1][N];
+        for (int i = 0; i < N; ++i) t[0][i] = load(sums[i] + 16 * h);
+        add_bf16_columns<N, 1>(block, x, x_stride, h, k, k + 16, distance, t);
+        for (int i = 0; i < N; ++i) store(sums[i] + 16 * h, t[0][i]);
       }
     }
-    for (int h = 0; h < kHalves; ++h) {
-      for (int i = 0; i < N; ++i) {
-        float* to = f[i] + 16 * (first + h);
-        store(to, add(load(to), t[h][i]));
-      }
-    }
+    for (int i = 0; i < N; ++i)
+      for (int r = 0; r < 32; r += 16) store(f[i] + r, add(load(f[i] + r), load(sums[i] + r)));
   }
 }
 

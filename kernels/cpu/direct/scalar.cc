@@ -10,11 +10,18 @@
 namespace shoal {
 namespace {
 
-constexpr std::size_t kAhead = 0;
+template <int N>
+constexpr std::size_t ahead() {
+  return 0;
+}
 inline void prefetch(const std::uint8_t*) {}
+template <typename T>
+inline const T* again(const T* p) {
+  return p;
+}
 
 template <int N>
-constexpr int kBf16Halves = 1;
+constexpr int kBf16Halves = 2;
 
 inline V from_int32(const std::int32_t* p) {
   V r;

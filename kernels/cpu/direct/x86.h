@@ -4,9 +4,24 @@
 namespace shoal {
 namespace {
 
-constexpr std::size_t kAhead = 8192;
+// Bytes between a read and the fetch beside it. Many rows compute for so long that the hardware's own prefetcher falls
+// behind; for few it is enough on some processors, and in the way on others: see prefetch.cc.
+template <int N>
+inline std::size_t ahead() {
+  return N <= 2 ? prefetch_distance : kPrefetchDistance;
+}
 
 inline void prefetch(const std::uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+
+// The same address, but the compiler cannot know it: what is broadcast from there is loaded once more, where it would
+// otherwise be kept, and for want of registers be stored and loaded as a whole vector.
+template <typename T>
+inline const T* again(const T* p) {
+#if defined(__GNUC__)
+  __asm__ volatile("" : "+r"(p));
+#endif
+  return p;
+}
 
 inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 

@@ -4,8 +4,14 @@
 namespace shoal {
 namespace {
 
+#if defined(__AVX512VL__)
+constexpr bool kManyRegisters = true;  // thirty-two
+#else
+constexpr bool kManyRegisters = false;  // sixteen
+#endif
+
 template <int N>
-constexpr int kBf16Halves = N <= 3 ? 2 : 1;  // 4 N or 2 N accumulators among sixteen registers
+constexpr int kBf16Halves = N <= 3 || kManyRegisters ? 2 : 1;  // 4 N or 2 N sums
 
 inline V from_int32(const std::int32_t* p) {
   return {_mm256_cvtepi32_ps(load_bytes(p)), _mm256_cvtepi32_ps(load_bytes(p + 8))};
