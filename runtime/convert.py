@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,7 +110,8 @@ def convert_tensors(
     """Convert tensors from anywhere; `digest` says what they are. Raises what `convert_directory` raises of them."""
     check_target(target, format)
     work = target.with_name(f".{target.name}.partial")
-    with conversion_lock(target.with_name(f".{target.name}.lock")):
+    lock = target.with_name(f".{target.name}.lock")
+    with conversion_lock(lock):
         check_target(target, format)  # another process may have made it meanwhile
         work.mkdir(parents=True, exist_ok=True)
         report = _convert(source, config, work, target, format, digest, choices, progress)
@@ -117,6 +119,8 @@ def convert_tensors(
         if target.is_dir():
             target.rmdir()
         os.replace(work, target)
+        with suppress(OSError):  # whoever waits for it finds the target
+            lock.unlink()
     return report
 
 

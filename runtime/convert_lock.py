@@ -35,7 +35,7 @@ else:
 
 @contextmanager
 def conversion_lock(path: Path) -> Iterator[None]:
-    """Wait until no other process holds `path`, and hold it. The file stays: removing it would free the name."""
+    """Wait until no other process holds `path`, and hold it. Only who has made what the lock is about may remove the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
         while _is_taken(file):

@@ -214,7 +214,7 @@ def test_a_killed_conversion_is_continued(published, converted, tmp_path):
     assert report.num_resumed == names.index("layers.2.gate_up")
     assert digests(tmp_path / "out") == digests(converted["int4"])
     assert [tensor.name for tensor in report.tensors] == names
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.lock", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_after_a_kill_between_the_head_and_its_errors(published, converted, tmp_path):
