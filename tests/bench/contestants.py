@@ -4,6 +4,8 @@
     SHOAL_BENCH_LLAMA_AVX2     the same built without AVX-512, beside --isa avx2 and avxvnni
     SHOAL_BENCH_IK             ik_llama.cpp's llama-bench, built for this machine
 
+Options may follow a binary's name ("/path/llama-bench -fa 1"); without any, each runs as it comes.
+
 The first token's time is that of a whole process that loads the model, reads 16 tokens and computes one row of logits, its
 end included: what someone waits who types a command. All files are in the page cache by then.
 """
@@ -12,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -60,17 +63,19 @@ class LlamaBench:
     """A llama-bench binary. The two projects' differ in a few options."""
 
     name: str
-    binary: str
+    command: str
     fork: bool = False
 
     def prepare(self, cell: Cell) -> None:
         model_files.gguf_file(cell.size, PEER_TYPES[self.name][cell.format])
 
     def arguments(self, cell: Cell) -> list[str]:
+        cold = ["-w", "0"] if self.fork else ["--no-warmup"]
         if cell.metric == "first_token":
-            return ["-p", str(cell.tokens), "-n", "0", "-r", "1", *(["-w", "0"] if self.fork else ["--no-warmup"])]
+            return ["-p", str(cell.tokens), "-n", "0", "-r", "1", *cold]
         if cell.metric == "prefill":
-            return ["-p", str(cell.tokens), "-n", "0", "-r", str(repetitions(cell))]
+            again = [] if cell.tokens <= 512 or cell.size == "0.8B" else cold  # tens of seconds: the first is as good
+            return ["-p", str(cell.tokens), "-n", "0", "-r", str(repetitions(cell)), *again]
         generated = GENERATED[cell.size]
         if cell.metric == "decode" and cell.tokens and self.fork:
             return ["-p", "0", "-n", "0", "-gp", f"{cell.tokens},{generated}", "-r", str(repetitions(cell))]
@@ -79,8 +84,9 @@ class LlamaBench:
 
     def measure(self, cell: Cell) -> list[Measurement]:
         model = model_files.gguf_file(cell.size, PEER_TYPES[self.name][cell.format])
-        command = [self.binary, "-m", str(model), "-t", str(cell.threads), "-o", "json", *self.arguments(cell)]
-        libraries = {"LD_LIBRARY_PATH": str(Path(self.binary).resolve().parent)}
+        binary, *options = shlex.split(self.command)
+        command = [binary, *options, "-m", str(model), "-t", str(cell.threads), "-o", "json", *self.arguments(cell)]
+        libraries = {"LD_LIBRARY_PATH": str(Path(binary).resolve().parent)}
         done = process.run(command, libraries)
         return whole(cell, done, llama_values(done.output))
 

@@ -24,9 +24,10 @@ from contestants import Contestant, contestants
 from process import ContestantFailed
 from rows import SHOAL, Origin, merged, rows_of, tally
 from samples import Measurement, summarise
-from work import work_of
+from work import state_bytes, work_of
 
 from shoal.kernels.cpu import best_isa, limits
+from shoal.runtime.container import open_container
 
 DOCS = report.ROOT / "docs"
 
@@ -43,14 +44,10 @@ def measure_limits(cell: Cell) -> dict[str, float]:
 
 def token_bytes(cell: Cell) -> Measurement:
     """What a token reads: the file's own sizes of layers and scan, and the states."""
-    from shoal.runtime.container import open_container
-
     container = open_container(model_files.shoal_directory(cell.size, cell.format))
     read = [
         t.num_bytes for name, t in container.tensors.items() if name.startswith(("layers.", "head.scan", "head.sigma"))
     ]
-    from work import state_bytes
-
     return Measurement(((sum(read) + state_bytes(model_files.config_of(cell.size))) / 1e6,), 1.0, 0)
 
 
@@ -111,6 +108,7 @@ def run(cells: Sequence[Cell], options: argparse.Namespace, origin: Origin) -> l
     deadline = time.monotonic() + options.budget
     rows: list[dict] = []
     for cell in cells:
+        begun = time.monotonic()
         try:
             taken, found, notes = measure(cell, options.rounds, deadline)
         except Deadline:
@@ -120,7 +118,7 @@ def run(cells: Sequence[Cell], options: argparse.Namespace, origin: Origin) -> l
         depth = cell.tokens if cell.metric == "decode" else 0
         work = work_of(model_files.config_of(cell.size), cell.format, depth)
         new = rows_of(cell, results, {name: limit_value(values) for name, values in found.items()}, work, origin)
-        print(cell.key)
+        print(f"{cell.key} ({time.monotonic() - begun:.0f} s)", flush=True)
         for name, summary in results.items():
             print(f"  {name:28s} {summary.median:10.4g} {cell.unit:6s} quiet {summary.quiet} of {summary.taken}")
         for row in new:
