@@ -24,7 +24,9 @@ namespace {
 inline __m256i load_words(const void* p) { return _mm256_load_si256(static_cast<const __m256i*>(p)); }
 
 // 32 bits of q or sum16 in every lane.
-inline __m256i broadcast(const void* p) { return _mm256_castps_si256(_mm256_broadcast_ss(static_cast<const float*>(p))); }
+inline __m256i broadcast(const void* p) {
+  return _mm256_castps_si256(_mm256_broadcast_ss(static_cast<const float*>(p)));
+}
 
 // f = fma(float(sum) * D, scale, f) of rows [row, row + 8), token t.
 inline void finish_sum(const Block& b, std::size_t row, int t, __m256i sum) {
@@ -38,7 +40,6 @@ inline void finish_sum(const Block& b, std::size_t row, int t, __m256i sum) {
 constexpr std::size_t kTwiceOffset = kPanelRows * kBlockCols;
 constexpr std::size_t kPairsOffset = kTwiceOffset + 16 * 4 * kPanelRows;
 
-// One group's levels of rows 8 m .. 8 m + 7 by four columns: `w` is the block's levels.
 template <int T>
 inline void int4_tile(const Block& b) {
   for (std::size_t row = 0; row < kPanelRows; row += 8) {
@@ -101,7 +102,7 @@ constexpr Bytes make_scales() {
 }
 constexpr Bytes kScales = make_scales();
 
-struct Integer {
+struct Integer : OneByOne {
   static constexpr bool kIsInteger = true;
   static std::size_t take(std::size_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : left; }
 };
@@ -113,10 +114,9 @@ struct Int4 : Integer {
     const __m256i levels = table(kLevels), nibble = _mm256_set1_epi8(15), scales = table(kScales);
     read_scales(block + kInt4ScaleOffset, d);
     const std::uint8_t* line = block + kInt4LinesOffset;
-    std::uint8_t* out = to;
     for (std::size_t i = 0; i < 64; ++i, line += 64) {  // line of (group, j), half
       prefetch(line + kPrefetchBytes);
-      out = to + i / 2 * 256 + i % 2 * 64;
+      std::uint8_t* out = to + i / 2 * 256 + i % 2 * 64;
       for (std::size_t part = 0; part < 64; part += 32) {
         const __m256i packed = load_line(line + part);
         store_line(out + part, _mm256_shuffle_epi8(levels, _mm256_and_si256(packed, nibble)));

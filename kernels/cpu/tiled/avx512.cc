@@ -60,7 +60,22 @@ struct Factors {
 };
 constexpr Factors kFactors;
 
-struct Integer {
+}  // namespace
+}  // namespace shoal
+
+#if defined(__GNUC__) && !defined(SHOAL_PLAIN_TILES)
+#include "tiled/tile_unpacking_avx512.h"
+#endif
+
+namespace shoal {
+namespace {
+
+#if defined(SHOAL_UNPACKING_TILE)
+SHOAL_UNPACKING_TILE(8)
+SHOAL_UNPACKING_TILE(12)
+#endif
+
+struct Integer : OneByOne {
   static constexpr bool kIsInteger = true;
   // 16 in two equal tiles: a tile of 4 has as much work around its loop as one of 8.
   static std::size_t take(std::size_t left) {
@@ -92,7 +107,8 @@ struct Int4 : Integer {
         __m512i code = _mm512_cvtepu8_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(codes)));
         if (g >= 8) code = _mm512_srli_epi32(code, 4);  // vpermd looks at four bits
         const __m512i magnitude = _mm512_permutexvar_epi32(code, magnitudes),
-                      invert = _mm512_permutexvar_epi32(code, inverts), offset = _mm512_permutexvar_epi32(code, offsets);
+                      invert = _mm512_permutexvar_epi32(code, inverts),
+                      offset = _mm512_permutexvar_epi32(code, offsets);
         for (std::size_t j = 0; j < 2; ++j) {
           const std::uint8_t* p = line + (2 * j + half) * 64;
           prefetch(p + kPrefetchBytes);
@@ -107,6 +123,18 @@ struct Int4 : Integer {
       }
     }
   }
+
+#if defined(SHOAL_UNPACKING_TILE)
+  static bool unpacks(std::size_t tokens) { return tokens >= 8; }
+  static void tile_and_prepare(std::size_t tokens, const Block& b, const std::uint8_t* block, std::uint8_t* to,
+                               float* d) {
+    // The tile asks for 4 KiB of lines, kPrefetchBytes ahead; the rest of as many bytes as a block has is asked for here.
+    const std::uint8_t* rest = block + kInt4ScaleOffset + kPrefetchBytes;
+    for (std::size_t i = 0; i < kInt4BlockBytes - 4096; i += 64) prefetch(rest + i);
+    read_scales(block + kInt4ScaleOffset, d);
+    tokens == 12 ? unpacking_tile_12(b, block, to) : unpacking_tile_8(b, block, to);
+  }
+#endif
 };
 
 struct Int8 : Integer {
@@ -114,7 +142,7 @@ struct Int8 : Integer {
   static void prepare(const std::uint8_t* block, std::uint8_t*, float* d) { read_scales(block + kInt8ScaleOffset, d); }
 };
 
-struct Bf16 {
+struct Bf16 : OneByOne {
   static constexpr bool kIsInteger = false;
   static constexpr std::size_t kUnpackedBytes = 0;
   static std::size_t take(std::size_t left) { return Integer::take(left); }

@@ -25,7 +25,7 @@ inline void bf16_tile(const Block& b, std::size_t half) {
   }
 }
 
-struct Bf16 {
+struct Bf16 : OneByOne {
   static constexpr bool kIsInteger = false;
   static constexpr std::size_t kUnpackedBytes = 0;
   static std::size_t take(std::size_t left) {

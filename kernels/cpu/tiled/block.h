@@ -1,5 +1,5 @@
-// What one tile computes: a block of 256 columns of a panel of 32 rows against a few tokens. The drivers (driver.h) feed
-// the tiles of every instruction set through this.
+// What one tile computes: a block of 256 columns of a panel of 32 rows against a few tokens. driver.h feeds the tiles
+// of every instruction set through this.
 //
 //   f_out[t][r] = f_in[t][r] + (block of W)[r] . x[t]        t < tokens, r < 32, spelt out in kernels.h for each format
 #pragma once
@@ -26,7 +26,7 @@ struct Block {
   const float* f_in;      // [tokens][32], 64-byte aligned
   float* f_out;           // [tokens][32], 64-byte aligned; may be f_in
 
-  const std::uint8_t* ahead;  // as many bytes as w has are asked for from here on: what the caller reads soon
+  const std::uint8_t* ahead;  // 8 KiB (kBf16: 16) from here on are asked for on the way: what the caller reads soon
 
   const float* x;  // kBf16: [tokens][stride], from the block's first column on, as q and sum16
 

@@ -1,9 +1,8 @@
 // The walk over panels, columns and tokens that all tiles share. Include after a vector file, vector/functions.h and
 // block.h, inside an ISA file.
 //
-// A group is what is unpacked together and then met by every token: whole panels while they fit, else a run of blocks of
-// one panel, whose unfinished sums wait in the scratch. With few tokens a group is one block, which then stays in the
-// first-level cache. How the work is cut never shows in a result: each sum takes its blocks in ascending order.
+// A block is unpacked into the first-level cache, then meets every token, and the unfinished sums of all tokens wait in
+// the scratch for the panel's next block. How the work is cut never shows in a result: a sum takes its blocks in order.
 //
 // F describes one format on one instruction set:
 //   kIsInteger                int8 activations with sums and scales, else f32
@@ -11,6 +10,7 @@
 //   take(left)                tokens of the next tile when `left` are to come
 //   prepare(block, to, d)     unpacks, and converts the scales of the rows to f32
 //   tile(tokens, Block)
+//   unpacks(tokens)           whether tile_and_prepare(tokens, Block, block, to, d), both at once, beats one by one
 #pragma once
 
 #include <cstddef>
@@ -21,38 +21,39 @@
 namespace shoal {
 namespace {
 
-constexpr std::size_t kFewTokens = 96;        // up to here a group is one block
-constexpr std::size_t kGroupBlocks = 32;      // 256 KiB of unpacked integers, about half a second-level cache
-constexpr std::size_t kRangeTokens = 512;     // whose unfinished sums fit the scratch
+constexpr std::size_t kRangeTokens = 256;     // whose sums, and activations of a block, share the second-level cache
 constexpr std::size_t kPrefetchBytes = 8192;  // ahead of the reader of weights; a shorter way leaves bandwidth unused
 
+// Weights and scales come in pairs: while one is multiplied, the other is unpacked.
+template <class F>
 struct Scratch {
   alignas(64) float zeros[kMaxTile * kPanelRows];
-  alignas(64) float d[kGroupBlocks][kPanelRows];
+  alignas(64) float d[2][kPanelRows];
   alignas(64) float f[kRangeTokens * kPanelRows];
-  alignas(64) std::uint8_t unpacked[kTileScratchBytes - 128 * (kMaxTile + kGroupBlocks + kRangeTokens)];
+  alignas(64) std::uint8_t unpacked[2][F::kUnpackedBytes + 64];
 };
-static_assert(sizeof(Scratch) == kTileScratchBytes, "scratch");
 
 // What is the same for every tile of a call.
 struct Task {
   const Matrix& w;
   const Activations& a;
   const Output& out;
-  Scratch& scratch;
+};
+
+// For formats whose tiles only multiply.
+struct OneByOne {
+  static constexpr bool unpacks(std::size_t) { return false; }
+  static void tile_and_prepare(std::size_t, const Block&, const std::uint8_t*, std::uint8_t*, float*) {}
 };
 
 inline std::size_t smaller(std::size_t a, std::size_t b) { return a < b ? a : b; }
 
-// Sums of blocks [block, block + count) of `tokens` tokens from `token` on.
-inline void gather_sums(const Activations& a, std::size_t token, std::size_t tokens, std::size_t block,
-                        std::size_t count, Sums* sums) {
-  const std::size_t stride = a.cols / kBlockCols;
+// Sums and scales of `tokens` tokens from `token` on, in one block.
+inline void gather_sums(const Activations& a, std::size_t token, std::size_t tokens, std::size_t block, Sums& sums) {
+  const std::size_t stride = a.cols / kBlockCols, first = token * stride + block;
   for (std::size_t t = 0; t < tokens; ++t) {
-    for (std::size_t b = 0; b < count; ++b) {
-      sums[b].start[t] = a.sum256[(token + t) * stride + block + b];
-      sums[b].scale[t] = a.scale[(token + t) * stride + block + b];
-    }
+    sums.start[t] = a.sum256[first + t * stride];
+    sums.scale[t] = a.scale[first + t * stride];
   }
 }
 
@@ -90,73 +91,59 @@ inline void finish(const Task& task, std::size_t panel, std::size_t token, std::
   }
 }
 
-// Panels [panel, panel + panels) x blocks [block, block + blocks) x tokens [token, end).
+// Panels [first, first + count) x tokens [begin, end): a tile's walk is tokens, then blocks, then panels.
 template <class F>
-void multiply_group(const Task& task, std::size_t panel, std::size_t panels, std::size_t block, std::size_t blocks,
-                    std::size_t token, std::size_t end) {
+void multiply_range(const Task& task, Scratch<F>& scratch, std::size_t first, std::size_t count, std::size_t begin,
+                    std::size_t end) {
   const Activations& a = task.a;
-  Scratch& scratch = task.scratch;
-  const std::size_t packed_bytes = block_bytes(task.w.format), panel_bytes = task.w.panel_bytes();
-  const std::uint8_t* packed = task.w.data + panel * panel_bytes + block * packed_bytes;
-  for (std::size_t p = 0; p < panels; ++p) {
-    for (std::size_t b = 0; b < blocks; ++b) {
-      F::prepare(packed + p * panel_bytes + b * packed_bytes, scratch.unpacked + (p * blocks + b) * F::kUnpackedBytes,
-                 scratch.d[p * blocks + b]);
-    }
-  }
-  const bool is_whole = blocks == task.w.num_blocks(), is_last = block + blocks == task.w.num_blocks();
-  Sums sums[kGroupBlocks];
-  const std::size_t first_token = token;
-  for (std::size_t tokens; token < end; token += tokens) {
-    tokens = F::take(end - token);
-    if constexpr (F::kIsInteger) gather_sums(a, token, tokens, block, blocks, sums);
-    float* f = scratch.f + (is_whole ? 0 : token - first_token) * kPanelRows;
-    for (std::size_t p = 0; p < panels; ++p) {
-      for (std::size_t b = 0; b < blocks; ++b) {
-        const std::size_t column = (block + b) * kBlockCols;
-        Block tile = {};
-        const std::uint8_t* in_place = packed + p * panel_bytes + b * packed_bytes;
-        tile.w = F::kUnpackedBytes == 0 ? in_place : scratch.unpacked + (p * blocks + b) * F::kUnpackedBytes;
-        if constexpr (F::kIsInteger) {
-          tile.d = scratch.d[p * blocks + b];
-          tile.q = a.q + token * a.cols + column;
-          tile.sum16 = a.sum16 + (token * a.cols + column) / kGroupCols;
-          tile.stride = a.cols;
-          tile.sums = &sums[b];
-        } else {
-          tile.x = a.x + token * a.x_stride + column;
-          tile.stride = a.x_stride;
-        }
-        tile.ahead = panels * blocks == 1 ? in_place + kPrefetchBytes : tile.w + F::kUnpackedBytes;
-        tile.f_in = block + b == 0 ? scratch.zeros : f;
-        tile.f_out = f;
+  const std::size_t packed_bytes = block_bytes(task.w.format), blocks = task.w.num_blocks(), total = count * blocks;
+  if (total == 0) return;
+  const std::uint8_t* packed = task.w.data + first * task.w.panel_bytes();
+  F::prepare(packed, scratch.unpacked[0], scratch.d[0]);
+  for (std::size_t i = 0; i < total; ++i, packed += packed_bytes) {
+    const std::size_t block = i % blocks, column = block * kBlockCols, now = i % 2, next = 1 - now;
+    bool is_prepared = i + 1 == total;
+    for (std::size_t token = begin, tokens; token < end; token += tokens) {
+      tokens = F::take(end - token);
+      float* f = scratch.f + (token - begin) * kPanelRows;
+      Sums sums;
+      Block tile = {};
+      tile.w = F::kUnpackedBytes == 0 ? packed : scratch.unpacked[now];
+      tile.ahead = packed + kPrefetchBytes;
+      tile.f_in = block == 0 ? scratch.zeros : f;
+      tile.f_out = f;
+      if constexpr (F::kIsInteger) {
+        gather_sums(a, token, tokens, block, sums);
+        tile.sums = &sums;
+        tile.d = scratch.d[now];
+        tile.q = a.q + token * a.cols + column;
+        tile.sum16 = a.sum16 + (token * a.cols + column) / kGroupCols;
+        tile.stride = a.cols;
+      } else {
+        tile.x = a.x + token * a.x_stride + column;
+        tile.stride = a.x_stride;
+      }
+      if (!is_prepared && F::unpacks(tokens)) {
+        F::tile_and_prepare(tokens, tile, packed + packed_bytes, scratch.unpacked[next], scratch.d[next]);
+        is_prepared = true;
+      } else {
         F::tile(tokens, tile);
       }
-      if (is_last) finish(task, panel + p, token, tokens, f);
+      if (block + 1 == blocks) finish(task, first + i / blocks, token, tokens, f);
     }
+    if (!is_prepared) F::prepare(packed + packed_bytes, scratch.unpacked[next], scratch.d[next]);
   }
 }
 
 template <class F>
 void multiply(const Matrix& w, const Activations& a, std::size_t first, std::size_t count, const Output& out,
               void* scratch_memory) {
-  static_assert(kGroupBlocks * F::kUnpackedBytes <= sizeof(Scratch::unpacked), "scratch");
-  Scratch& scratch = *static_cast<Scratch*>(scratch_memory);
+  static_assert(sizeof(Scratch<F>) <= kTileScratchBytes, "scratch");
+  Scratch<F>& scratch = *static_cast<Scratch<F>*>(scratch_memory);
   for (std::size_t i = 0; i < kMaxTile * kPanelRows; ++i) scratch.zeros[i] = 0.0f;
-  const Task task = {w, a, out, scratch};
-  const std::size_t blocks = w.num_blocks();
-  const bool is_few = a.n <= kFewTokens;
-  const std::size_t limit = is_few ? 1 : F::kIsInteger ? kGroupBlocks : kGroupBlocks / 4;
-  const std::size_t run = smaller(blocks, limit), panels = run < blocks || run == 0 ? 1 : limit / run;
-  const std::size_t range = run < blocks ? kRangeTokens : a.n;
-  for (std::size_t token = 0; token < a.n; token += range) {
-    const std::size_t end = smaller(a.n, token + range);
-    for (std::size_t panel = first; panel < first + count; panel += panels) {
-      const std::size_t in_group = smaller(panels, first + count - panel);
-      for (std::size_t block = 0; block < blocks; block += run) {
-        multiply_group<F>(task, panel, in_group, block, smaller(run, blocks - block), token, end);
-      }
-    }
+  const Task task = {w, a, out};
+  for (std::size_t token = 0; token < a.n; token += kRangeTokens) {
+    multiply_range<F>(task, scratch, first, count, token, smaller(a.n, token + kRangeTokens));
   }
 }
 

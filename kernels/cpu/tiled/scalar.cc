@@ -44,7 +44,7 @@ inline void integer_tile(std::size_t tokens, const Block& b) {
   }
 }
 
-struct Int4 {
+struct Int4 : OneByOne {
   static constexpr bool kIsInteger = true;
   static constexpr std::size_t kUnpackedBytes = kPanelRows * kBlockCols;
   static std::size_t take(std::size_t left) { return smaller(left, 4); }
@@ -68,7 +68,7 @@ struct Int4 {
   }
 };
 
-struct Int8 {
+struct Int8 : OneByOne {
   static constexpr bool kIsInteger = true;
   static constexpr std::size_t kUnpackedBytes = 0;
   static std::size_t take(std::size_t left) { return smaller(left, 4); }
@@ -76,7 +76,7 @@ struct Int8 {
   static void tile(std::size_t tokens, const Block& b) { integer_tile(tokens, b); }
 };
 
-struct Bf16 {
+struct Bf16 : OneByOne {
   static constexpr bool kIsInteger = false;
   static constexpr std::size_t kUnpackedBytes = 0;
   static std::size_t take(std::size_t left) { return smaller(left, 4); }

@@ -33,7 +33,7 @@
   M(9, 18, 19, #d "(%[a3])")                             \
   M(10, 20, 21, #d "(%[a3],%[stride])") M(11, 22, 23, #d "(%[a3],%[stride],2)")
 
-#define SHOAL_CLOBBERED_24                                                                                        \
+#define SHOAL_CLOBBERED                                                                                        \
   "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12",      \
       "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", \
       "xmm25", "xmm26", "xmm27", "xmm28", "xmm29"
@@ -47,23 +47,27 @@
   SHOAL_LINE("vpbroadcastd " address ", %%zmm26")               \
   SHOAL_LINE("vpdpbusd %%zmm26, %%zmm24, %%zmm" #p)             \
   SHOAL_LINE("vpdpbusd %%zmm26, %%zmm25, %%zmm" #q)
-#define SHOAL_STEP(T, d)                                        \
-  SHOAL_LINE("prefetcht0 32*" #d "(%[ahead])")                  \
-  SHOAL_LINE("prefetcht0 32*" #d "+64(%[ahead])")               \
+#define SHOAL_DOTS(T, d)                                        \
   SHOAL_LINE("vmovdqa64 32*" #d "(%[w]), %%zmm24")              \
   SHOAL_LINE("vmovdqa64 32*" #d "+64(%[w]), %%zmm25")           \
   SHOAL_TOKENS_##T(SHOAL_DOT, d)
+#define SHOAL_STEP(T, d)                                        \
+  SHOAL_LINE("prefetcht0 32*" #d "(%[ahead])")                  \
+  SHOAL_LINE("prefetcht0 32*" #d "+64(%[ahead])")               \
+  SHOAL_DOTS(T, d)
 // f = fma(float(sum) * D, scale, f)
-#define SHOAL_SCALE(t, p, q, address)                           \
+#define SHOAL_SCALE_FROM(t, p, q, in, out)                      \
   SHOAL_LINE("vbroadcastss 48+" #t "*4(%[sums]), %%zmm26")      \
   SHOAL_LINE("vcvtdq2ps %%zmm" #p ", %%zmm" #p)                 \
   SHOAL_LINE("vcvtdq2ps %%zmm" #q ", %%zmm" #q)                 \
   SHOAL_LINE("vmulps %%zmm24, %%zmm" #p ", %%zmm" #p)           \
   SHOAL_LINE("vmulps %%zmm25, %%zmm" #q ", %%zmm" #q)           \
-  SHOAL_LINE("vfmadd213ps " #t "*128(%[in]), %%zmm26, %%zmm" #p)    \
-  SHOAL_LINE("vfmadd213ps " #t "*128+64(%[in]), %%zmm26, %%zmm" #q) \
-  SHOAL_LINE("vmovaps %%zmm" #p ", " #t "*128(%[out])")             \
-  SHOAL_LINE("vmovaps %%zmm" #q ", " #t "*128+64(%[out])")
+  SHOAL_LINE("vfmadd213ps " #t "*128(" in "), %%zmm26, %%zmm" #p)    \
+  SHOAL_LINE("vfmadd213ps " #t "*128+64(" in "), %%zmm26, %%zmm" #q) \
+  SHOAL_LINE("vmovaps %%zmm" #p ", " #t "*128(" out ")")             \
+  SHOAL_LINE("vmovaps %%zmm" #q ", " #t "*128+64(" out ")")
+#define SHOAL_SCALE(t, p, q, address) SHOAL_SCALE_FROM(t, p, q, "%[in]", "%[out]")
+#define SHOAL_SCALE_LATE(t, p, q, address) SHOAL_SCALE_FROM(t, p, q, "%[a0]", "%[a1]")
 
 #define SHOAL_INTEGER_TILE(T)                                                                                      \
   inline void integer_tile_##T(const Block& b) {                                                                   \
@@ -77,13 +81,14 @@
         "1:\n\t"                                                                                                   \
         SHOAL_STEP(T, 0) SHOAL_STEP(T, 4) SHOAL_STEP(T, 8) SHOAL_STEP(T, 12)                                       \
         SHOAL_LINE("addq $16, %[a0]") SHOAL_LINE("addq $16, %[a1]") SHOAL_LINE("addq $16, %[a2]")                  \
-        SHOAL_LINE("addq $16, %[a3]") SHOAL_LINE("addq $512, %[w]") SHOAL_LINE("addq $512, %[ahead]")                              \
+        SHOAL_LINE("addq $16, %[a3]") SHOAL_LINE("addq $512, %[w]") SHOAL_LINE("addq $512, %[ahead]")              \
         SHOAL_LINE("decl %[steps]") SHOAL_LINE("jnz 1b")                                                           \
         SHOAL_LINE("vmovaps (%[d]), %%zmm24") SHOAL_LINE("vmovaps 64(%[d]), %%zmm25")                              \
         SHOAL_TOKENS_##T(SHOAL_SCALE, 0)                                                                           \
-        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [steps] "+r"(steps), [ahead] "+r"(ahead)             \
+        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [steps] "+r"(steps),            \
+          [ahead] "+r"(ahead)                                                                                      \
         : [stride] "r"(b.stride), [d] "r"(b.d), [sums] "r"(b.sums), [in] "r"(b.f_in), [out] "r"(b.f_out)           \
-        : "cc", "memory", SHOAL_CLOBBERED_24);                                                                     \
+        : "cc", "memory", SHOAL_CLOBBERED);                                                                     \
   }
 
 // --- bf16 ------------------------------------------------------------------------------------------------------------
@@ -130,10 +135,11 @@
         "1:\n\t"                                                                                                   \
         SHOAL_PAIR(T, 0, 4) SHOAL_PAIR(T, 8, 12)                                                                   \
         SHOAL_LINE("addq $16, %[a0]") SHOAL_LINE("addq $16, %[a1]") SHOAL_LINE("addq $16, %[a2]")                  \
-        SHOAL_LINE("addq $16, %[a3]") SHOAL_LINE("addq $256, %[w]") SHOAL_LINE("addq $256, %[ahead]")                                                \
+        SHOAL_LINE("addq $16, %[a3]") SHOAL_LINE("addq $256, %[w]") SHOAL_LINE("addq $256, %[ahead]")              \
         SHOAL_LINE("decl %[steps]") SHOAL_LINE("jnz 1b")                                                           \
         SHOAL_TOKENS_##T(SHOAL_ADD, 0)                                                                             \
-        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [steps] "+r"(steps), [ahead] "+r"(ahead)             \
+        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [steps] "+r"(steps),            \
+          [ahead] "+r"(ahead)                                                                                      \
         : [stride] "r"(stride), [in] "r"(b.f_in), [out] "r"(b.f_out)                                               \
-        : "cc", "memory", SHOAL_CLOBBERED_24);                                                                     \
+        : "cc", "memory", SHOAL_CLOBBERED);                                                                     \
   }

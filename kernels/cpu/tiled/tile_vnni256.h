@@ -1,5 +1,5 @@
-// Tiles of 2 registers of 8 rows x up to 6 tokens over one half of a panel, for VNNI in 256 bits. What tile_avx512.h says
-// of the asm statements holds here: 12 accumulators, two weights and a broadcast leave one of sixteen registers free.
+// Tiles of 2 registers of 8 rows x up to 6 tokens over one half of a panel, for VNNI in 256 bits. What tile_avx512.h
+// says of the asm statements holds here: 12 accumulators, two weights and a broadcast leave one of 16 registers free.
 //
 // SHOAL_VEX is "%{vex%} " where the instruction is to be AVX-VNNI's, "" where it is AVX-512's.
 //
@@ -56,7 +56,7 @@
         "1:\n\t"                                                                                                \
         SHOAL_STEP(T, 0) SHOAL_STEP(T, 4) SHOAL_STEP(T, 8) SHOAL_STEP(T, 12)                                    \
         SHOAL_LINE("addq $16, %[a0]") SHOAL_LINE("addq $16, %[a1]") SHOAL_LINE("addq $512, %[w]")               \
-        SHOAL_LINE("addq $512, %[ahead]") SHOAL_LINE("decl %[steps]") SHOAL_LINE("jnz 1b")                                                        \
+        SHOAL_LINE("addq $512, %[ahead]") SHOAL_LINE("decl %[steps]") SHOAL_LINE("jnz 1b")                      \
         SHOAL_LINE("vmovaps (%[d]), %%ymm12") SHOAL_LINE("vmovaps 32(%[d]), %%ymm13")                           \
         SHOAL_TOKENS_##T(SHOAL_SCALE, 0)                                                                        \
         : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [steps] "+r"(steps), [ahead] "+r"(ahead)                   \

@@ -1,4 +1,4 @@
-// kInt4 blocks in 256 bits: the levels of a line, and the factors of 8 rows, for the two sets that have no AVX-512.
+// Reading kInt4 blocks in 256 bits, for the sets that have no AVX-512: tables of levels and codes, scales of rows.
 #pragma once
 
 namespace shoal {
@@ -35,7 +35,7 @@ inline __m256i read_codes(const std::uint8_t* block, std::size_t g, std::size_t 
   return _mm256_and_si256(g < 8 ? pair : _mm256_srli_epi16(pair, 4), _mm256_set1_epi8(15));
 }
 
-// Index of _mm256_shuffle_epi8 that takes byte 8 part + i of a 16-byte table to 32-bit lane i, into the bytes of `mask`.
+// Index of _mm256_shuffle_epi8 that takes byte 8 part + i of 16 to the bytes of 32-bit lane i that are set in `mask`.
 inline __m256i spread(std::size_t part, std::uint32_t mask) {
   const __m256i row = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(8 * part));
   const __m256i everywhere = _mm256_mullo_epi32(row, _mm256_set1_epi32(0x01010101));

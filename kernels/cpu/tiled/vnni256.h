@@ -43,7 +43,7 @@ constexpr Bytes make_offsets() {
 }
 constexpr Bytes kMagnitudes = make_magnitudes(), kInverts = make_inverts(), kOffsets = make_offsets();
 
-struct Integer {
+struct Integer : OneByOne {
   static constexpr bool kIsInteger = true;
   static std::size_t take(std::size_t left) {
     if (left >= 6 && left != 8) return 6;
