@@ -21,11 +21,13 @@ namespace {
 
 SHOAL_INTEGER_TILE(1)
 SHOAL_INTEGER_TILE(2)
+SHOAL_INTEGER_TILE(3)
 SHOAL_INTEGER_TILE(4)
 SHOAL_INTEGER_TILE(8)
 SHOAL_INTEGER_TILE(12)
 SHOAL_BF16_TILE(1)
 SHOAL_BF16_TILE(2)
+SHOAL_BF16_TILE(3)
 SHOAL_BF16_TILE(4)
 SHOAL_BF16_TILE(8)
 SHOAL_BF16_TILE(12)
@@ -71,6 +73,7 @@ namespace shoal {
 namespace {
 
 #if defined(SHOAL_UNPACKING_TILE)
+SHOAL_UNPACKING_TILE(4)
 SHOAL_UNPACKING_TILE(8)
 SHOAL_UNPACKING_TILE(12)
 #endif
@@ -80,13 +83,14 @@ struct Integer : OneByOne {
   // 16 in two equal tiles: a tile of 4 has as much work around its loop as one of 8.
   static std::size_t take(std::size_t left) {
     if (left >= 12 && left != 16) return 12;
-    return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : left;
+    return left >= 8 ? 8 : left >= 4 ? 4 : left;
   }
   static void tile(std::size_t tokens, const Block& b) {
     switch (tokens) {
       case 12: return integer_tile_12(b);
       case 8: return integer_tile_8(b);
       case 4: return integer_tile_4(b);
+      case 3: return integer_tile_3(b);
       case 2: return integer_tile_2(b);
       default: return integer_tile_1(b);
     }
@@ -125,14 +129,18 @@ struct Int4 : Integer {
   }
 
 #if defined(SHOAL_UNPACKING_TILE)
-  static bool unpacks(std::size_t tokens) { return tokens >= 8; }
+  static bool unpacks(std::size_t tokens) { return tokens >= 4; }
   static void tile_and_prepare(std::size_t tokens, const Block& b, const std::uint8_t* block, std::uint8_t* to,
                                float* d) {
-    // The tile asks for 4 KiB of lines, kPrefetchBytes ahead; the rest of as many bytes as a block has is asked for here.
+    // The tile asks for 4 KiB, kPrefetchBytes ahead of its lines; what a block has more is asked for here.
     const std::uint8_t* rest = block + kInt4ScaleOffset + kPrefetchBytes;
     for (std::size_t i = 0; i < kInt4BlockBytes - 4096; i += 64) prefetch(rest + i);
     read_scales(block + kInt4ScaleOffset, d);
-    tokens == 12 ? unpacking_tile_12(b, block, to) : unpacking_tile_8(b, block, to);
+    switch (tokens) {
+      case 12: return unpacking_tile_12(b, block, to);
+      case 8: return unpacking_tile_8(b, block, to);
+      default: return unpacking_tile_4(b, block, to);
+    }
   }
 #endif
 };
@@ -152,6 +160,7 @@ struct Bf16 : OneByOne {
       case 12: return bf16_tile_12(b);
       case 8: return bf16_tile_8(b);
       case 4: return bf16_tile_4(b);
+      case 3: return bf16_tile_3(b);
       case 2: return bf16_tile_2(b);
       default: return bf16_tile_1(b);
     }

@@ -19,9 +19,8 @@
 // Applies M(token, first accumulator, second accumulator, address), address(d) being d bytes into the token's row.
 #define SHOAL_TOKENS_1(M, d) M(0, 0, 1, #d "(%[a0])")
 #define SHOAL_TOKENS_2(M, d) SHOAL_TOKENS_1(M, d) M(1, 2, 3, #d "(%[a0],%[stride])")
-#define SHOAL_TOKENS_4(M, d)                                     \
-  SHOAL_TOKENS_2(M, d) M(2, 4, 5, #d "(%[a0],%[stride],2)") \
-  M(3, 6, 7, #d "(%[a1])")
+#define SHOAL_TOKENS_3(M, d) SHOAL_TOKENS_2(M, d) M(2, 4, 5, #d "(%[a0],%[stride],2)")
+#define SHOAL_TOKENS_4(M, d) SHOAL_TOKENS_3(M, d) M(3, 6, 7, #d "(%[a1])")
 #define SHOAL_TOKENS_8(M, d)                             \
   SHOAL_TOKENS_4(M, d)                                   \
   M(4, 8, 9, #d "(%[a1],%[stride])")                     \

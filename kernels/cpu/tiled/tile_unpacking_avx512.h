@@ -3,7 +3,8 @@
 //
 // An iteration is four steps and one group of 16 columns: four lines, of which each becomes two lines of the unpacked
 // block. Registers beside those of the tile: zmm27, zmm28, zmm29 hold magnitude, inversion and offset of half a panel's
-// rows, zmm30, zmm31 weights. Eight tokens leave room for the four tables (zmm16 .. zmm19); twelve read them from memory.
+// rows, zmm30, zmm31 weights. Up to eight tokens leave room for the four tables (zmm16 .. zmm19); twelve read them from
+// memory.
 #pragma once
 
 #define SHOAL_MAGNITUDES_8 "%%zmm16"
@@ -13,6 +14,11 @@
 #define SHOAL_LOAD_TABLES_8                                                                                \
   SHOAL_LINE("vmovdqa64 (%[tables]), %%zmm16") SHOAL_LINE("vmovdqa64 64(%[tables]), %%zmm17")              \
   SHOAL_LINE("vmovdqa64 128(%[tables]), %%zmm18") SHOAL_LINE("vmovdqa64 192(%[tables]), %%zmm19")
+#define SHOAL_MAGNITUDES_4 SHOAL_MAGNITUDES_8
+#define SHOAL_INVERTS_4 SHOAL_INVERTS_8
+#define SHOAL_OFFSETS_4 SHOAL_OFFSETS_8
+#define SHOAL_LEVELS_4 SHOAL_LEVELS_8
+#define SHOAL_LOAD_TABLES_4 SHOAL_LOAD_TABLES_8
 #define SHOAL_MAGNITUDES_12 "(%[tables])"
 #define SHOAL_INVERTS_12 "64(%[tables])"
 #define SHOAL_OFFSETS_12 "128(%[tables])"
