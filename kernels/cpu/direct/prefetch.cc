@@ -28,6 +28,7 @@ void touch_pages(const std::uint8_t* p, std::size_t num_bytes) {
 }  // namespace
 
 void measure_prefetch_distance(const DirectKernels& kernels, const Matrix& w) {
+  if (&kernels == &direct_scalar) return;  // which has no prefetch
   const std::size_t slice = kSliceBytes / w.panel_bytes() + 1, num_slices = w.num_panels() / slice;
   if (num_slices < kRounds * kNumDistances) return;
   const std::size_t padded = w.padded_cols();

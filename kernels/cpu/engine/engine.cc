@@ -64,6 +64,7 @@ Engine::Engine(const ModelShape& shape, const EngineSizes& sizes, const Kernels&
   job_.needs_all.resize(sizes.max_rows);
   slot_marks_.resize(sizes.num_slots);
   measure_scan(weights_, buffers_);
+  measure_prefetch_distance(*kernels_.direct, weights_.head_scan);
 }
 
 PoolBytes Engine::pools() const {
