@@ -39,8 +39,8 @@ struct QuantiseJob {
   PackedLayout exact;
 
   // Products to compare, every `probe_step`-th row with each of `num_inputs` inputs: as published with inputs
-  // [n][cols], as packed with rounded [n][cols]. Sums of (difference)^2 and of (product as published)^2 go to output_error [n] and
-  // output_energy [n]. num_inputs may be zero.
+  // [n][cols], as packed with rounded [n][cols]. Sums of (difference)^2 and of (product as published)^2 go to
+  // output_error [n] and output_energy [n]. num_inputs may be zero.
   const float* inputs;
   const float* rounded;
   std::size_t num_inputs, probe_step;

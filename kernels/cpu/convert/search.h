@@ -1,5 +1,6 @@
 // The choice of D, codes and nibbles for one block of layout.h's kInt4. Included once by each ISA file, after the
-// vectors, `select_lt` and `nearest_cell`. A lane is a row; everything is elementwise, so every set gives the same bytes.
+// vectors, `select_lt` and `nearest_cell`. A lane is a row; everything is elementwise, so every set gives the same
+// bytes.
 //
 // For a row of a block, D and sixteen groups: w^ = D * s[g] * L[q], s in -7..8. The cost of a group depends on the step
 // t = D * s alone:  cost(t) = sum_k importance[k] * (w[k] - t * L[nearest])^2.
