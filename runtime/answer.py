@@ -57,6 +57,7 @@ class Answer:
         )
         wants_row = request.logprobs is not None or not self._chain.is_additive
         self._num_candidates = None if wants_row else num_candidates(request.params)
+        self._scores_prompt = choice == 0 and request.prompt_logprobs is not None
         self._generated: list[int] = []
         self._num_reported_tokens = 0
         self._drawn_logprob: TokenLogprob | None = None
@@ -75,7 +76,7 @@ class Answer:
     def score_prompt(self, row: ScheduledRow, logits: RowLogits) -> None:
         """Keep the logprobs of the prompt tokens that this row scores. Raises OutputNotFinite."""
         num_top = self.request.prompt_logprobs
-        if num_top is None or self.choice != 0:
+        if num_top is None or not self._scores_prompt:
             return
         if not self._prompt_logprobs:  # nothing scores the first token, which may be the only one
             self._prompt_logprobs.append(first_logprob(self.sequence.token_ids[0], self._token_bytes))

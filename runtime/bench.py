@@ -1,6 +1,6 @@
 """Tokens a second through the engine's own step loop: scheduler, sampler and parser included, no client and no process between.
 
-prefill   one sequence of `depth` + N prompt tokens; the steps beyond the first `depth` count, the draw of one id with them
+prefill   one sequence of `depth` + N prompt tokens; the steps after the first `depth` count, the draw of one id with them
 decode    `parallel` sequences with `depth` tokens each; the steps count in which all of them draw, until each has drawn N ids
 """
 
@@ -38,15 +38,14 @@ class Sample:
 
 def prefill(engine: Engine, num_tokens: int, depth: int, seed: int) -> Sample:
     """One repetition. The ids are random, and others in each, so that nothing can be remembered."""
-    engine.add(_request("prefill", engine, max(depth, 0) + num_tokens, 1, seed))
-    num_prefilled, started_at = 0, engine.clock()
-    begun, switches = 0, _switches()
+    engine.add(_request("prefill", engine, depth + num_tokens, 1, seed))
+    num_prefilled = 0
+    while num_prefilled < depth:
+        num_prefilled += sum(output.num_prefilled - num_prefilled for output in engine.step(depth - num_prefilled))
+    started_at, switches = engine.clock(), _switches()
     while engine.has_work:
-        outputs = engine.step()
-        if num_prefilled < depth <= (now := max((output.num_prefilled for output in outputs), default=0)):
-            begun, started_at, switches = now, engine.clock(), _switches()
-        num_prefilled = max([num_prefilled, *(output.num_prefilled for output in outputs)])
-    return Sample(num_prefilled - begun, engine.clock() - started_at, _since(switches))
+        engine.step()
+    return Sample(depth + num_tokens - num_prefilled, engine.clock() - started_at, _since(switches))
 
 
 def decode(engine: Engine, num_tokens: int, depth: int, parallel: int, seed: int) -> Sample:

@@ -11,8 +11,7 @@ of `wire.Output`; text is never part of an exception or a log line.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from . import crash_report
@@ -103,11 +102,13 @@ class Engine:
         """End everything with an error, when the engine itself cannot go on."""
         return [output for key in list(self._seq_ids) for output in self._end_request(key, FinishReason.ERROR, error)]
 
-    def step(self) -> list[Output]:
-        """One iteration. What the model raises comes out; the engine is not to be used after that."""
+    def step(self, max_tokens: int | None = None) -> list[Output]:
+        """One iteration; `max_tokens` makes it smaller than it might be. What the model raises comes out; the engine is not to be used
+        after that.
+        """
         began_at = self.clock()
         outputs = self._end_overdue(began_at)
-        plan = self._scheduler.schedule()
+        plan = self._scheduler.schedule(max_tokens)
         if not plan.rows:
             return outputs
         wanted: list[CandidatesWanted | None] = []
@@ -136,10 +137,12 @@ class Engine:
         faults: dict[Key, RuntimeFault] = {}
         for row, logits in zip(plan.rows, result.rows, strict=True):
             answer = self._answers[row.sequence.seq_id]
-            with _failing_alone(answer, faults):
+            try:
                 answer.score_prompt(row, logits)
                 if logits.last is not None:
                     drawn[row.sequence.seq_id] = answer.draw(logits.last)
+            except Exception as error:
+                faults[answer.request.key] = _fault_of(error)
         return drawn, faults
 
     def _report(
@@ -154,8 +157,10 @@ class Engine:
             gap_s = answer.seconds_since_last_token(now)
             num_prefilled_tokens = answer.num_prefilled_tokens
             output: Output | None = None
-            with _failing_alone(answer, faults):
+            try:
                 output = answer.report(row, drawn.get(seq_id), now)
+            except Exception as error:
+                faults[answer.request.key] = _fault_of(error)
             self._counters.prompt_tokens += answer.num_prefilled_tokens - num_prefilled_tokens
             if output is None:
                 continue
@@ -196,16 +201,12 @@ class Engine:
             del self._seq_ids[key]
 
 
-@contextmanager
-def _failing_alone(answer: Answer, faults: dict[Key, RuntimeFault]) -> Iterator[None]:
+def _fault_of(error: Exception) -> RuntimeFault:
     """What goes wrong with one answer's ids or text ends that request, and no other."""
-    try:
-        yield
-    except RuntimeFault as fault:
-        faults[answer.request.key] = fault
-    except Exception as error:
-        crash_report.write("an answer failed", error)
-        faults[answer.request.key] = AnswerFailed("the answer could not be read")
+    if isinstance(error, RuntimeFault):
+        return error
+    crash_report.write("an answer failed", error)
+    return AnswerFailed("the answer could not be read")
 
 
 def refusal(request_id: str, attempt: int, fault: RuntimeFault) -> Output:

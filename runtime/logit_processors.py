@@ -9,6 +9,7 @@ Where everything is an addition (`Adjustments`), the best few ids can be chosen 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,9 +44,9 @@ class Adjustments:
     def __init__(
         self, params: SamplingParams, *, stop_ids: Collection[int] = (), min_tokens: int = 0, has_penalties: bool = True
     ) -> None:
-        self._bias = {token_id: np.float32(bias) for token_id, bias in params.logit_bias.items()}
-        self._presence = np.float32(params.presence_penalty if has_penalties else 0.0)
-        self._frequency = np.float32(params.frequency_penalty if has_penalties else 0.0)
+        self._bias = params.logit_bias
+        self._presence = params.presence_penalty if has_penalties else 0.0
+        self._frequency = params.frequency_penalty if has_penalties else 0.0
         self._has_penalties = bool(self._presence or self._frequency)
         self._min_tokens = min_tokens if stop_ids else 0
         self._banned = frozenset(stop_ids) if self._min_tokens else frozenset()
@@ -89,12 +90,12 @@ class Adjustments:
         self._ids[place] = token_id
         self._values[place] = self._value(token_id)
 
-    def _value(self, token_id: int) -> np.float32:
+    def _value(self, token_id: int) -> float:
         if token_id in self._banned:
-            return NEVER
-        value = self._bias.get(token_id, np.float32(0.0))
+            return -math.inf
+        value = self._bias.get(token_id, 0.0)
         count = self._counts.get(token_id, 0)
-        return np.float32(value - self._frequency * np.float32(count) - self._presence) if count else value
+        return value - self._frequency * count - self._presence if count else value
 
 
 class VocabMask:

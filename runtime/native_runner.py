@@ -56,16 +56,18 @@ class NativeRunner:
             else:
                 token_ids += sequence.token_ids[row.start : row.end]
             last = len(token_ids) - 1
-            full_at += [last - row.end + 1 + position for position in row.scored_range]
+            if row.may_score:
+                full_at += [last - row.end + 1 + position for position in row.scored_range]
             if wish is not None:
-                top.append(TopRequest(last, wish.count, wish.ids, wish.values))
+                adjusted = (wish.ids, wish.values) if len(wish.ids) else ()
+                top.append(TopRequest(last, wish.count, *adjusted))
             elif row.draws:
                 full_at.append(last)
         return Step(
             token_ids=np.array(token_ids, dtype=np.int32),
             rows=np.array(rows, dtype=np.int32),
             # A copy: the books' own table cannot grow while something looks into it.
-            tables=np.concatenate(tables),
+            tables=tables[0].copy() if len(tables) == 1 else np.concatenate(tables),
             full_at=np.array(full_at, dtype=np.int32) if full_at else None,
             top=top,
         )
@@ -76,7 +78,7 @@ class NativeRunner:
         split: list[RowLogits] = []
         at = next_top = 0
         for row, wish in zip(rows, wanted, strict=True):
-            num_scored = len(row.scored_range)
+            num_scored = len(row.scored_range) if row.may_score else 0
             scored = result.full[at : at + num_scored] if num_scored else self._no_row
             at += num_scored
             last: npt.NDArray[np.float32] | Candidates | None = None

@@ -236,6 +236,9 @@ class AnswerParser:
             self._out.append(Delta(kind, text))
 
     def _drain(self) -> list[Delta]:
+        if len(self._out) < 2:
+            out, self._out = self._out, []
+            return out
         merged: list[Delta] = []
         for delta in self._out:
             last = merged[-1] if merged else None

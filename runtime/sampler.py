@@ -97,8 +97,8 @@ def sample_candidates(candidates: Candidates, params: SamplingParams, uniform: f
         raise NotFinite
     if params.is_greedy:
         return int(candidates.ids[0])
-    limit = _limit(logits, peak, params, int(np.count_nonzero(logits > NEVER)))
-    cumulative = np.cumsum(_weights(logits[:limit], peak, params))
+    num_allowed = len(logits) if logits[-1] > NEVER else int(np.count_nonzero(logits > NEVER))
+    cumulative = _weights(logits[: _limit(logits, peak, params, num_allowed)], peak, params).cumsum()
     place = _place(cumulative, float(cumulative[-1]), params.top_p, uniform, is_all=True)
     assert place is not None
     return int(candidates.ids[place])
@@ -124,14 +124,14 @@ def _place(
     cumulative: npt.NDArray[np.float64], mass: float, top_p: float, uniform: float, *, is_all: bool
 ) -> int | None:
     """Where the draw falls among the ids looked at, or None when more are needed (never with `is_all`)."""
-    last = int(np.searchsorted(cumulative, cumulative[-1]))  # beyond it, weights have vanished
+    last = int(cumulative.searchsorted(cumulative[-1]))  # beyond it, weights have vanished
     if top_p < 1.0:
-        cut = int(np.searchsorted(cumulative, top_p * mass))
+        cut = int(cumulative.searchsorted(top_p * mass))
         if cut >= len(cumulative) and not is_all:
             return None
         last = min(cut, last)
         mass = float(cumulative[last])
-    place = int(np.searchsorted(cumulative, uniform * mass, side="right"))
+    place = int(cumulative.searchsorted(uniform * mass, side="right"))
     if place >= len(cumulative) and not is_all:
         return None
     return min(place, last)

@@ -75,6 +75,11 @@ class ScheduledRow:
         return self.reads_last_token and self.sequence.num_generated_tokens < self.sequence.max_new_tokens
 
     @property
+    def may_score(self) -> bool:
+        """Cheaply asked: False where `scored_range` is empty because all that was to be scored is."""
+        return self.sequence.num_scored_tokens < self.sequence.num_prompt_tokens - 1
+
+    @property
     def scored_range(self) -> range:
         """Positions whose logits score a prompt token (the successor) for the first time."""
         return range(
@@ -139,11 +144,12 @@ class Scheduler:
             self._waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
 
-    def schedule(self) -> StepPlan:
-        """The next step. Empty only when there is no work."""
+    def schedule(self, max_tokens: int | None = None) -> StepPlan:
+        """The next step, of so many tokens at most where the limits allow more. Empty only when there is no work."""
         preempted: list[Sequence] = []
         rows = self._decode_rows(preempted)
-        num_prefill_tokens = self.limits.max_batched_tokens - len(rows)
+        num_tokens = self.limits.max_batched_tokens
+        num_prefill_tokens = (num_tokens if max_tokens is None else min(num_tokens, max_tokens)) - len(rows)
         if rows:
             num_prefill_tokens = min(num_prefill_tokens, self.limits.max_prefill_beside_decode)
         budget = _Budget(num_prefill_tokens, self.limits.max_scored_tokens, self.limits.cut_tokens)
@@ -162,8 +168,9 @@ class Scheduler:
         for row in plan.rows:
             sequence = row.sequence
             draws = row.draws
+            if row.may_score:
+                sequence.num_scored_tokens = max(sequence.num_scored_tokens, row.scored_range.stop)
             sequence.num_computed_tokens = row.end
-            sequence.num_scored_tokens = max(sequence.num_scored_tokens, row.scored_range.stop)
             if draws and sequence.seq_id in drawn:
                 sequence.token_ids.append(drawn[sequence.seq_id])
 
