@@ -149,7 +149,7 @@ class Scheduler:
         preempted: list[Sequence] = []
         rows = self._decode_rows(preempted)
         num_tokens = self.limits.max_batched_tokens
-        num_prefill_tokens = (num_tokens if max_tokens is None else min(num_tokens, max_tokens)) - len(rows)
+        num_prefill_tokens = max((num_tokens if max_tokens is None else min(num_tokens, max_tokens)) - len(rows), 0)
         if rows:
             num_prefill_tokens = min(num_prefill_tokens, self.limits.max_prefill_beside_decode)
         budget = _Budget(num_prefill_tokens, self.limits.max_scored_tokens, self.limits.cut_tokens)
