@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
+from shoal.kernels.cpu.engine import expected_tensors
 from shoal.kernels.cpu.quantise import dequantise, packed_bytes
 from shoal.runtime.config import load_model_config
 from shoal.runtime.container import is_converted, open_container, verify_container
@@ -20,6 +21,8 @@ from shoal.runtime.convert_cli import convert as convert_command
 from shoal.runtime.convert_probe import MatrixInputs
 from shoal.runtime.digest import source_digest
 from shoal.runtime.errors import CheckpointCorrupt, OptionInvalid, TensorNotFinite, Unsupported
+from shoal.runtime.model_config import ModelConfig
+from shoal.runtime.native_backend import engine_shape
 from shoal.runtime.safetensors_file import read_header
 from shoal.runtime.synth import synthesise
 from shoal.runtime.tensor_rows import NUMPY_DTYPES, to_float32
@@ -338,3 +341,12 @@ def test_progress_ends_at_the_whole(published, tmp_path):
     assert len({total for _, total in seen}) == 1
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_engine_expects_these_tensors(format, tied):
+    config = ModelConfig.from_mapping({**SHAPE, "tie_word_embeddings": tied})
+    wanted = {t.name: (t.layout, t.rows, t.cols, t.num_bytes) for t in expected_tensors(engine_shape(config), format)}
+    specs = container_tensors(config, format)
+    assert wanted == {name: (spec.layout, spec.rows, spec.cols, spec.num_bytes) for name, spec in specs.items()}
