@@ -15,10 +15,10 @@
 namespace shoal {
 namespace {
 
-constexpr std::size_t kDeltaFixedCost = 3;       // of reading a head's state, in tokens
-constexpr std::size_t kAttendRows = 16;          // query tokens that are not split between threads
-constexpr std::size_t kAttendFixedCost = 32;     // of a query token, in positions
-constexpr std::size_t kManyRowsBf16Cost = 8;     // of a bf16 panel with many rows, in integer panels
+constexpr std::size_t kDeltaFixedCost = 3;     // of reading a head's state, in tokens
+constexpr std::size_t kAttendRows = 16;        // query tokens that are not split between threads
+constexpr std::size_t kAttendFixedCost = 32;   // of a query token, in positions
+constexpr std::size_t kManyRowsBf16Cost = 5;   // of a bf16 panel with many rows, in integer panels
 
 bool is_integer(const Matrix& w) { return w.format != Format::kBf16; }
 
