@@ -63,6 +63,7 @@ Engine::Engine(const ModelShape& shape, const EngineSizes& sizes, const Kernels&
   job_.rounding_norm.resize(sizes.max_rows);
   job_.needs_all.resize(sizes.max_rows);
   slot_marks_.resize(sizes.num_slots);
+  allocations_in_last_step_ = counts_allocations() ? 0 : -1;
   measure_scan(weights_, buffers_);
   measure_prefetch_distance(*kernels_.direct, weights_.head_scan);
 }
