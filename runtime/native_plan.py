@@ -16,8 +16,10 @@ from .cores import choose_threads
 from .model_config import ModelConfig
 from .options import EngineOptions
 
-HOST_BYTES = 160 * 1024 * 1024
-"""Resident size of a Python process with numpy and a published tokenizer loaded, no model."""
+HOST_BYTES = 50 * 1024 * 1024
+"""Resident size of a Python process with everything imported, no model and no tokenizer."""
+TOKENIZER_ENTRY_BYTES = 400
+"""What an id of the vocabulary takes in the tokenizer."""
 MAX_SCORED_TOKENS = 32
 """Prompt tokens of one step at most whose logits are wanted: each is a whole row of the head."""
 PAGE_TOKENS = 64
@@ -42,7 +44,7 @@ def pool_bytes(config: ModelConfig, options: EngineOptions, choice: BackendChoic
         "conv": 0,
         "activations": arena_bytes(config, options, choose_threads(options.threads, weights))
         + logits_bytes(config.vocab_size, options),
-        "host": HOST_BYTES,
+        "host": HOST_BYTES + TOKENIZER_ENTRY_BYTES * config.vocab_size,
     }
 
 

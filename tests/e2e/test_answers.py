@@ -170,6 +170,8 @@ def test_echo_logprobs_equal_the_score(fleet: Fleet, tmp_path: Path) -> None:
             str(tmp_path / "ids.json"),
             "--out",
             str(tmp_path / "out.safetensors"),
+            "--backend",
+            os.environ.get("SHOAL_UP_BACKEND", "auto"),  # the fleet's: others round differently
         ],
         check=True,
         timeout=100,
