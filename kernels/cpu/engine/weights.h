@@ -23,6 +23,10 @@ class MappedFile {
   std::size_t num_bytes() const { return num_bytes_; }
 
  private:
+#if !defined(_WIN32)
+  bool map(int fd);  // false: errno says why
+#endif
+
   const std::uint8_t* data_ = nullptr;
   std::size_t num_bytes_ = 0;
 };
