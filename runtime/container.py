@@ -139,7 +139,17 @@ def verify_container(directory: Path, progress: Progress | None = None) -> Conta
                 progress(done, total)
     except OSError as error:
         raise CheckpointCorrupt(f"cannot be read: {error.strerror}", file=container.path.name) from error
+    release_cache(container.path)
     return container
+
+
+def release_cache(path: Path) -> None:
+    """Let the system forget what it keeps of a written file. Pieces leave small pages in its cache; an engine that maps the file
+    afresh fills it with large ones, which all processes then read faster. Pages that are mapped now stay.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def digest_of(path: Path, offset: int, num_bytes: int) -> str:
@@ -254,6 +264,7 @@ class ContainerWriter:
         self._journal.close()
         os.replace(self.path, self._target)
         self.journal_path.unlink()
+        release_cache(self._target)
 
 
 def encode_header(tensors: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str], room: int) -> bytes:
