@@ -61,8 +61,10 @@ _LETTER_OF_BYTE = {byte: letter for letter, byte in _BYTE_OF_LETTER.items()}
 class Tokenizer:
     """Immutable after loading; safe to use from several threads."""
 
-    def __init__(self, full: tokenizers.Tokenizer, config: Mapping[str, Any], directory: Path) -> None:
-        """Use `load`. Raises TokenizerInvalid where the tokenizer is not byte-level."""
+    def __init__(
+        self, full: tokenizers.Tokenizer, config: Mapping[str, Any], directory: Path, vocab: Mapping[str, int]
+    ) -> None:
+        """Use `load`. `vocab`: every token of `full` but the added ones. Raises TokenizerInvalid where it is not byte-level."""
         if not _is_byte_level(full):
             raise TokenizerInvalid("only byte-level tokenizers are served", file="tokenizer.json")
         self.directory = directory
@@ -84,10 +86,9 @@ class Tokenizer:
         longest_first = sorted(self.controls, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         """Finds the text of any added token, the longest first."""
-        vocab = full.get_vocab(with_added_tokens=True)
-        self.vocab_size: int = max(vocab.values(), default=-1) + 1
+        self.vocab_size: int = max([*vocab.values(), *self._controls_by_id], default=-1) + 1
         """Ids are below this; the model's head may have more rows."""
-        self._longest_token_bytes = max(map(len, vocab), default=0)
+        self._longest_token_bytes = max(map(len, (*vocab, *self.controls)), default=0)
         self._normalises_to_nfc = "NFC" in repr(full.normalizer)
         self._keeps_length = full.normalizer is None or self._normalises_to_nfc
         self.named_tokens: Mapping[str, str] = _named_tokens(config)
@@ -118,7 +119,7 @@ class Tokenizer:
                 raise TokenizerInvalid(f"{item['content']!r} cannot have id {item['id']}", file="tokenizer.json")
         full.no_padding()
         full.no_truncation()
-        return cls(full, config, directory)
+        return cls(full, config, directory, _vocab(tree, full))
 
     def encode_raw(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of trusted text: control strings are parsed. With `add_special_tokens`, also what the tokenizer's own
@@ -254,6 +255,13 @@ def _missing_added_tokens(tree: Mapping[str, Any], config: Mapping[str, Any]) ->
         ]
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise TokenizerInvalid("its added tokens have an unknown form", file="tokenizer.json") from error
+
+
+def _vocab(tree: Mapping[str, Any], full: tokenizers.Tokenizer) -> Mapping[str, int]:
+    """The model's vocabulary: as the file has it where it is a mapping, for asking the library takes longer than reading the file."""
+    model = tree.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    return vocab if isinstance(vocab, dict) else dict(full.get_vocab(with_added_tokens=False))
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
