@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +20,7 @@ from .model_dirs import shoal_home
 from .plan import MemoryPlan, plan_memory
 from .prompt import build_prompt
 from .scheduler import Scheduler, SchedulerLimits
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, read_tokenizer_files
 
 Announce = Callable[[str], None]
 
@@ -120,9 +121,15 @@ def load_engine(
     if plan.note:
         announce(f"the reference back end serves: {plan.note}")
     defaults = load_generation_defaults(directory, config)
-    tokenizer = Tokenizer.load(directory)
-    template = ChatTemplate.load(directory, tokenizer)
-    backend = load_backend(directory, config, options, plan, stored_format, home, tokenizer.vocab_size, announce)
+    files = read_tokenizer_files(directory)
+    # Side by side: the native back end maps and fills its pools without the interpreter's lock, as long as the rest takes.
+    with ThreadPoolExecutor(1, thread_name_prefix="weights") as beside:
+        loading = beside.submit(
+            load_backend, directory, config, options, plan, stored_format, home, files.vocab_size, announce
+        )
+        tokenizer = Tokenizer.of(files)
+        template = ChatTemplate.load(directory, tokenizer)
+        backend = loading.result()
     plan = backend.plan
     blocks = BlockManager(num_blocks=plan.num_blocks, num_slots=plan.num_slots, block_tokens=plan.block_tokens)
     limits = SchedulerLimits(

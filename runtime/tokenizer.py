@@ -58,6 +58,44 @@ _BYTE_OF_LETTER = _byte_of_letter()
 _LETTER_OF_BYTE = {byte: letter for letter, byte in _BYTE_OF_LETTER.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """tokenizer.json and tokenizer_config.json, parsed: what is known before the tokenizer itself is built."""
+
+    directory: Path
+    text: str
+    """tokenizer.json, with the added tokens that only the other file declares."""
+    config: Mapping[str, Any]
+    added: Mapping[str, int]
+    """Ids of the added tokens by their text."""
+    vocab: Mapping[str, int] | None
+    """The other tokens; None where the file has no such table."""
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Ids are below this; None where only the tokenizer itself can tell."""
+        return None if self.vocab is None else max([*self.vocab.values(), *self.added.values()], default=-1) + 1
+
+
+def read_tokenizer_files(directory: str | Path) -> TokenizerFiles:
+    """Read tokenizer.json and, where present, tokenizer_config.json.
+
+    Added tokens that only tokenizer_config.json declares are added too, at their declared ids. Raises TokenizerInvalid.
+    """
+    directory = Path(directory)
+    source = _read(directory / "tokenizer.json")
+    config_path = directory / "tokenizer_config.json"
+    config = _json_object(_read(config_path), config_path.name) if config_path.is_file() else {}
+    tree = _json_object(source, "tokenizer.json")
+    text = source.decode("utf-8")  # msgspec has checked that it is UTF-8
+    missing = _missing_added_tokens(tree, config)
+    if missing:
+        tree["added_tokens"] = sorted([*(tree.get("added_tokens") or []), *missing], key=lambda item: item["id"])
+        text = msgspec.json.encode(tree).decode("utf-8")
+    added = {item["content"]: item["id"] for item in tree.get("added_tokens") or []}
+    return TokenizerFiles(directory, text, config, added, _vocab(tree))
+
+
 class Tokenizer:
     """Immutable after loading; safe to use from several threads."""
 
@@ -95,31 +133,24 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Read tokenizer.json and, where present, tokenizer_config.json.
+        """From a directory's files. Raises TokenizerInvalid."""
+        return cls.of(read_tokenizer_files(directory))
 
-        Added tokens that only tokenizer_config.json declares are added too, at their declared ids.
-        Raises TokenizerInvalid.
-        """
-        directory = Path(directory)
-        source = _read(directory / "tokenizer.json")
-        config_path = directory / "tokenizer_config.json"
-        config = _json_object(_read(config_path), config_path.name) if config_path.is_file() else {}
-        tree = _json_object(source, "tokenizer.json")
-        text = source.decode("utf-8")  # msgspec has checked that it is UTF-8
-        missing = _missing_added_tokens(tree, config)
-        if missing:
-            tree["added_tokens"] = sorted([*(tree.get("added_tokens") or []), *missing], key=lambda item: item["id"])
-            text = msgspec.json.encode(tree).decode("utf-8")
+    @classmethod
+    def of(cls, files: TokenizerFiles) -> Tokenizer:
+        """From files that were read. Raises TokenizerInvalid."""
         try:
-            full = tokenizers.Tokenizer.from_str(text)
+            full = tokenizers.Tokenizer.from_str(files.text)
         except Exception as error:  # the library raises a bare Exception
             raise TokenizerInvalid(f"is no tokenizer: {error}", file="tokenizer.json") from error
-        for item in [*(tree.get("added_tokens") or []), *missing]:
-            if full.token_to_id(item["content"]) != item["id"]:
-                raise TokenizerInvalid(f"{item['content']!r} cannot have id {item['id']}", file="tokenizer.json")
+        for content, index in files.added.items():
+            if full.token_to_id(content) != index:
+                raise TokenizerInvalid(f"{content!r} cannot have id {index}", file="tokenizer.json")
         full.no_padding()
         full.no_truncation()
-        return cls(full, config, directory, _vocab(tree, full))
+        # The file's own table: asking the library for its copy takes longer than reading the file.
+        vocab = files.vocab if files.vocab is not None else full.get_vocab(with_added_tokens=False)
+        return cls(full, files.config, files.directory, vocab)
 
     def encode_raw(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of trusted text: control strings are parsed. With `add_special_tokens`, also what the tokenizer's own
@@ -257,11 +288,12 @@ def _missing_added_tokens(tree: Mapping[str, Any], config: Mapping[str, Any]) ->
         raise TokenizerInvalid("its added tokens have an unknown form", file="tokenizer.json") from error
 
 
-def _vocab(tree: Mapping[str, Any], full: tokenizers.Tokenizer) -> Mapping[str, int]:
-    """The model's vocabulary: as the file has it where it is a mapping, for asking the library takes longer than reading the file."""
+def _vocab(tree: Mapping[str, Any]) -> Mapping[str, int] | None:
+    """The model's table of tokens, where it is one of ids by token."""
     model = tree.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
-    return vocab if isinstance(vocab, dict) else dict(full.get_vocab(with_added_tokens=False))
+    is_table = isinstance(vocab, dict) and all(type(index) is int for index in vocab.values())
+    return vocab if is_table else None
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
