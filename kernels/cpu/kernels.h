@@ -150,18 +150,12 @@ const Kernels* find_kernels(const char* isa);
 // What the files <family>/<isa>.cc define. Only dispatch.cc may touch these: entering a table on a machine without its
 // instructions ends the process. The 256-bit VNNI kernels exist in two encodings of the same source: VEX (AVX-VNNI) and
 // EVEX (AVX-512 VL and VNNI); both are "avxvnni".
-#if defined(SHOAL_ALLOW_MISSING)
-#define SHOAL_TABLE extern const __attribute__((weak))
-#else
-#define SHOAL_TABLE extern const
-#endif
-SHOAL_TABLE DirectKernels direct_scalar, direct_avx2, direct_avxvnni, direct_evexvnni, direct_avx512;
-SHOAL_TABLE TiledKernels tiled_scalar, tiled_avx2, tiled_avxvnni, tiled_evexvnni, tiled_avx512;
-SHOAL_TABLE DeltaKernels delta_scalar, delta_avx2, delta_avx512;
-SHOAL_TABLE AttentionKernels attention_scalar, attention_avx2, attention_avx512;
-SHOAL_TABLE RowKernels rows_scalar, rows_avx2, rows_avx512;
-SHOAL_TABLE LimitKernels limits_scalar, limits_avx2, limits_avxvnni, limits_evexvnni, limits_avx512;
-SHOAL_TABLE VectorKernels vector_scalar, vector_avx2, vector_avx512;
-#undef SHOAL_TABLE
+extern const DirectKernels direct_scalar, direct_avx2, direct_avxvnni, direct_evexvnni, direct_avx512;
+extern const TiledKernels tiled_scalar, tiled_avx2, tiled_avxvnni, tiled_evexvnni, tiled_avx512;
+extern const DeltaKernels delta_scalar, delta_avx2, delta_avx512;
+extern const AttentionKernels attention_scalar, attention_avx2, attention_avx512;
+extern const RowKernels rows_scalar, rows_avx2, rows_avx512;
+extern const LimitKernels limits_scalar, limits_avx2, limits_avxvnni, limits_evexvnni, limits_avx512;
+extern const VectorKernels vector_scalar, vector_avx2, vector_avx512;
 
 }  // namespace shoal
