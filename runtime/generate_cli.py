@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def generate(
     """
     if (prompt is not None) + (chat is not None) + (ids_file is not None) != 1:
         raise click.UsageError("give one of --prompt, --chat and --ids")
-    options = take_engine_options(values)
+    # One sequence: pools for more would only be filled with zeros.
+    options = replace(take_engine_options(values), parallel=1)
     sampling = Sampling(**{name: values[name] for name in SAMPLING_OPTION_NAMES})
     request = Request(
         request_id="generate",

@@ -1,17 +1,9 @@
 #include "engine/arena.h"
 
 #include <algorithm>
-#include <cstring>
-#include <new>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace shoal {
 namespace {
-
-constexpr std::size_t kSmallPage = 4096, kLargePage = std::size_t{2} << 20;
 
 // Hands out consecutive parts of a block that may not exist yet.
 class Carver {
@@ -91,48 +83,5 @@ Buffers carve(const ModelShape& shape, const EngineSizes& sizes, std::uint8_t* b
 std::size_t arena_bytes(const ModelShape& shape, const EngineSizes& sizes) {
   return carve(shape, sizes, nullptr).num_bytes;
 }
-
-#if defined(__linux__)
-
-// Fresh pages are zero. Writing them once more would double the time of a start with large pools.
-Memory::Memory(std::size_t num_bytes) : data_(nullptr), num_bytes_(num_bytes) {
-  if (num_bytes == 0) return;
-  const std::size_t kept = round_up(num_bytes, kSmallPage);
-  const bool is_large = num_bytes >= kLargePage;
-  const std::size_t mapped = is_large ? kept + kLargePage : kept;  // to begin at a large page; the rest goes back
-  void* p = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<std::uint8_t*>(p);
-  if (is_large) {
-    const std::size_t before = (kLargePage - reinterpret_cast<std::uintptr_t>(p) % kLargePage) % kLargePage;
-    if (before > 0) munmap(data_, before);
-    munmap(data_ + before + kept, mapped - before - kept);
-    data_ += before;
-    // Fewer misses of the translation buffer; a refusal costs speed only. Whole large pages: no more memory than asked for.
-    madvise(data_, num_bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
-  }
-  constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
-  if (madvise(data_, kept, kPopulateWrite) == 0) return;
-  volatile std::uint8_t* touched = data_;
-  for (std::size_t at = 0; at < num_bytes; at += kSmallPage) touched[at] = 0;
-}
-
-Memory::~Memory() {
-  if (data_ != nullptr) munmap(data_, round_up(num_bytes_, kSmallPage));
-}
-
-#else
-
-Memory::Memory(std::size_t num_bytes) : data_(nullptr), num_bytes_(num_bytes) {
-  if (num_bytes == 0) return;
-  data_ = static_cast<std::uint8_t*>(::operator new(num_bytes, std::align_val_t(kSmallPage)));
-  std::memset(data_, 0, num_bytes);
-}
-
-Memory::~Memory() {
-  if (data_ != nullptr) ::operator delete(data_, std::align_val_t(kSmallPage));
-}
-
-#endif
 
 }  // namespace shoal

@@ -68,20 +68,4 @@ Buffers carve(const ModelShape& shape, const EngineSizes& sizes, std::uint8_t* b
 
 std::size_t arena_bytes(const ModelShape& shape, const EngineSizes& sizes);
 
-// Zeroed memory whose pages are all present, aligned to a page, or to a large page where it fills one.
-class Memory {
- public:
-  explicit Memory(std::size_t num_bytes);  // throws std::bad_alloc
-  ~Memory();
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-
-  std::uint8_t* data() const { return data_; }
-  std::size_t num_bytes() const { return num_bytes_; }
-
- private:
-  std::uint8_t* data_;
-  std::size_t num_bytes_;
-};
-
 }  // namespace shoal

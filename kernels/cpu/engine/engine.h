@@ -10,6 +10,7 @@
 
 #include "engine/arena.h"
 #include "engine/batch.h"
+#include "engine/memory.h"
 #include "engine/model.h"
 #include "engine/team.h"
 #include "engine/thread_pool.h"
