@@ -45,6 +45,7 @@ test-slow: $(DEV)
 	@$(NICE) $(BIN)/pytest -p no:xdist -m slow $(ARGS)
 
 # A module of its own beside the usual one: an environment that borrows the packages of .venv, and only its own `shoal`.
+# The C++ library is loaded first, for AddressSanitizer looks for what it replaces when the process starts.
 SANITIZE := build/sanitize
 test-sanitize: $(DEV)
 	@$(PYTHON) -m venv --without-pip $(SANITIZE)/venv
@@ -52,8 +53,9 @@ test-sanitize: $(DEV)
 	  > "$$($(SANITIZE)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
 	$(NICE) $(BIN)/python -m pip --python $(SANITIZE)/venv/bin/python install --quiet --no-build-isolation --no-deps \
 	  -C build-dir=$(SANITIZE)/cmake -C cmake.define.SHOAL_SANITIZE=ON -e .
-	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" $(NICE) \
-	  $(SANITIZE)/venv/bin/python -P -m pytest -p no:xdist --timeout 1200 tests/kernels -k cpu $(ARGS)
+	@ASAN_OPTIONS=detect_leaks=0 \
+	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(NICE) \
+	  $(SANITIZE)/venv/bin/python -P -m pytest $(PYTEST) --timeout 1200 tests/kernels -k cpu $(ARGS)
 
 check: check-style check-types check-proto check-house
 
