@@ -64,7 +64,7 @@ _WANTED: dict[tuple[str, str, str, int, int], tuple[Target, ...]] = {
     ("0.8B", "int8", "decode", 0, 2): (Target(LLAMA, 1.5), Target(IK, 1.15), Target(READ)),
     ("0.8B", "bf16", "decode", 0, 2): (Target(LLAMA, 1.25), Target(TRANSFORMERS), Target(READ)),
     ("4B", "int8", "decode", 0, 2): (Target(LLAMA), Target(IK), Target(READ, 0.90)),
-    ("4B", "bf16", "decode", 0, 2): (Target(LLAMA), Target(READ, 0.90)),
+    ("4B", "bf16", "decode", 0, 2): (Target(READ, 0.90),),
     ("0.8B", "int4", "prefill", 512, 2): (Target(LLAMA, 4.2), Target(IK, 1.4), Target(INT8, 0.65)),
     ("0.8B", "int4", "prefill", 2048, 2): (Target(LLAMA, 4.2), Target(IK, 1.4), Target(INT8, 0.60)),
     ("4B", "int4", "prefill", 512, 2): (Target(LLAMA, 3.2), Target(IK, 1.4), Target(INT8, 0.75)),
@@ -81,6 +81,8 @@ def targets_of(cell: Cell) -> tuple[Target, ...]:
     if cell.isa != "auto":
         own = (Target(BEST_ISA, _ISA_DECODE[cell.isa] if cell.metric == "decode" else None),)
         return (*own, Target(LLAMA_AVX2, _ISA_PEER), Target(READ if cell.metric == "decode" else INT8))
+    if cell.metric == "resident":
+        return (Target(LLAMA),)
     key = (cell.size, cell.format, cell.metric, cell.tokens, cell.threads)
     if key in _WANTED:
         return _WANTED[key]

@@ -24,7 +24,7 @@ from typing import Protocol
 
 import model_files
 import process
-from cells import BEST_ISA, IK, LLAMA, LLAMA_AVX2, PEER_TYPES, TRANSFORMERS, Cell
+from cells import BEST_ISA, IK, LLAMA, LLAMA_AVX2, PEER_TYPES, TRANSFORMERS, Cell, targets_of
 from rows import SHOAL
 from samples import Measurement
 
@@ -165,29 +165,27 @@ def shoal_measurements(output: str, phase: str) -> list[Measurement]:
 
 
 def contestants(cell: Cell, environment: Mapping[str, str] = os.environ) -> tuple[list[Contestant], list[str]]:
-    """(who takes part in a cell, who is missing and why)."""
+    """(who takes part in a cell: whoever its targets name, who of them is missing and why)."""
     found: list[Contestant] = [Shoal()]
     missing = []
-    llama, avx2, ik = (environment.get(f"SHOAL_BENCH_{name}") for name in ("LLAMA", "LLAMA_AVX2", "IK"))
-    if cell.isa != "auto":
+    wanted = {target.against for target in targets_of(cell)}
+    if BEST_ISA in wanted:
         found.append(Shoal(BEST_ISA, "auto"))
-        if avx2:
-            found.append(LlamaBench(LLAMA_AVX2, avx2))
+    for name, variable in (
+        (LLAMA, "SHOAL_BENCH_LLAMA"),
+        (LLAMA_AVX2, "SHOAL_BENCH_LLAMA_AVX2"),
+        (IK, "SHOAL_BENCH_IK"),
+    ):
+        if name not in wanted:
+            continue
+        if command := environment.get(variable):
+            found.append(LlamaBench(name, command, fork=name == IK))
+        elif name == LLAMA and importlib.util.find_spec("llama_cpp"):
+            found.append(Script(LLAMA, "run_llama_cpp.py"))
         else:
-            missing.append(f"{LLAMA_AVX2}: SHOAL_BENCH_LLAMA_AVX2 is not set")
-        return found, missing
-    if cell.metric == "token_bytes":
-        return found, missing
-    if llama:
-        found.append(LlamaBench(LLAMA, llama))
-    elif importlib.util.find_spec("llama_cpp"):
-        found.append(Script(LLAMA, "run_llama_cpp.py"))
-    else:
-        missing.append(f"{LLAMA}: SHOAL_BENCH_LLAMA is not set and llama_cpp cannot be imported")
-    if ik:
-        found.append(LlamaBench(IK, ik, fork=True))
-    else:
-        missing.append(f"{IK}: SHOAL_BENCH_IK is not set")
-    if cell.format == "bf16" and cell.size == "0.8B":
+            missing.append(
+                f"{name}: {variable} is not set" + (" and llama_cpp cannot be imported" if name == LLAMA else "")
+            )
+    if TRANSFORMERS in wanted:
         found.append(Script(TRANSFORMERS, "run_transformers.py"))
     return found, missing
