@@ -22,7 +22,7 @@ import report
 from cells import INT8, READ, Cell, all_cells
 from contestants import Contestant, contestants
 from process import ContestantFailed
-from rows import SHOAL, Origin, merged, rows_of, tally
+from rows import SHOAL, Limit, Origin, merged, rows_of, tally
 from samples import Measurement, summarise
 from work import state_bytes, work_of
 
@@ -32,13 +32,13 @@ from shoal.runtime.container import open_container
 DOCS = report.ROOT / "docs"
 
 
-def measure_limits(cell: Cell) -> dict[str, float]:
+def measure_limits(cell: Cell) -> dict[str, limits.Rate]:
     """Bytes a second that can be read (by the best loops of the machine) and 8-bit operations a second of the cell's set."""
     isa = best_isa() if cell.isa == "auto" else cell.isa
     if cell.metric == "decode":
-        return {READ: limits.read_rate(best_isa(), cell.threads, repetitions=7).per_s}
+        return {READ: limits.read_rate(best_isa(), cell.threads, repetitions=7)}
     if cell.metric == "prefill":
-        return {INT8: limits.dot_int8_rate(isa, cell.threads).per_s}
+        return {INT8: limits.dot_int8_rate(isa, cell.threads)}
     return {}
 
 
@@ -57,11 +57,11 @@ class Deadline(Exception):
 
 def measure(
     cell: Cell, rounds: int, deadline: float
-) -> tuple[dict[str, list[Measurement]], dict[str, list[float]], list[str]]:
+) -> tuple[dict[str, list[Measurement]], dict[str, list[limits.Rate]], list[str]]:
     """(measurements by contestant, limits, notes). Raises Deadline where not one whole round fitted."""
     entrants, notes = contestants(cell)
     taken: dict[str, list[Measurement]] = defaultdict(list)
-    found: dict[str, list[float]] = defaultdict(list)
+    found: dict[str, list[limits.Rate]] = defaultdict(list)
     if cell.metric == "token_bytes":
         return {SHOAL: [token_bytes(cell)]}, {}, notes
     ready = [entrant for entrant in entrants if prepared(entrant, cell, notes)]
@@ -99,9 +99,8 @@ def prepared(entrant: Contestant, cell: Cell, notes: list[str]) -> bool:
     return True
 
 
-def limit_value(values: Sequence[float]) -> float:
-    """The best of the run: a limit that was disturbed is too low, and would flatter."""
-    return max(values)
+def best_limit(rates: Sequence[limits.Rate]) -> Limit:
+    return Limit(max(rate.per_s for rate in rates), sum(rate.kept for rate in rates), sum(rate.taken for rate in rates))
 
 
 def run(cells: Sequence[Cell], options: argparse.Namespace, origin: Origin) -> list[dict]:
@@ -117,7 +116,7 @@ def run(cells: Sequence[Cell], options: argparse.Namespace, origin: Origin) -> l
         results = {name: summary for name, list_ in taken.items() if (summary := summarise(list_)) is not None}
         depth = cell.tokens if cell.metric == "decode" else 0
         work = work_of(model_files.config_of(cell.size), cell.format, depth)
-        new = rows_of(cell, results, {name: limit_value(values) for name, values in found.items()}, work, origin)
+        new = rows_of(cell, results, {name: best_limit(values) for name, values in found.items()}, work, origin)
         print(f"{cell.key} ({time.monotonic() - begun:.0f} s)", flush=True)
         for name, summary in results.items():
             print(f"  {name:28s} {summary.median:10.4g} {cell.unit:6s} quiet {summary.quiet} of {summary.taken}")

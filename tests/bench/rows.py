@@ -19,6 +19,15 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """The best of a run, a second: a disturbed one is too low and would flatter. Counts are of single repetitions."""
+
+    per_s: float
+    quiet: int = 0
+    taken: int = 0
+
+
+@dataclass(frozen=True)
 class Origin:
     """Where and when: stands in every row, because rows of several runs stand side by side."""
 
@@ -28,7 +37,7 @@ class Origin:
 
 
 def rows_of(
-    cell: Cell, results: Mapping[str, Summary], limits: Mapping[str, float], work: Work | None, origin: Origin
+    cell: Cell, results: Mapping[str, Summary], limits: Mapping[str, Limit], work: Work | None, origin: Origin
 ) -> list[dict[str, Any]]:
     """A row a target that could be judged; none without a figure of ours. `results` by contestant, `limits` a second."""
     ours = results.get(SHOAL)
@@ -56,7 +65,7 @@ def judge(
     target: Target,
     ours: Summary,
     results: Mapping[str, Summary],
-    limits: Mapping[str, float],
+    limits: Mapping[str, Limit],
     work: Work | None,
 ) -> dict[str, Any] | None:
     """The part of a row that depends on the target. None if what it compares with was not measured."""
@@ -68,7 +77,9 @@ def judge(
     if target.against in (READ, INT8):
         if target.against not in limits or work is None:
             return None
-        limit = limits[target.against]
+        measured = limits[target.against]
+        limit = measured.per_s
+        samples |= {target.against: {"quiet": measured.quiet, "taken": measured.taken}}
         share = ours.median * (work.token_bytes if target.against == READ else work.token_operations) / limit
         wide = target.wanted_wide is not None and target.against == READ and limit >= WIDE_READ_PER_S
         wanted = target.wanted_wide if wide else target.wanted

@@ -4,7 +4,7 @@ import pytest
 from cells import ABSOLUTE, BEST_ISA, IK, INT8, LLAMA, LLAMA_AVX2, READ, Cell, all_cells, targets_of
 from performance import page, record, verdict
 from plot import bars, groups
-from rows import SHOAL, Origin, Work, judge, merged, order, rows_of, tally
+from rows import SHOAL, Limit, Origin, Work, judge, merged, order, rows_of, tally
 from samples import Summary
 
 ORIGIN = Origin("0123456789ab", "2026-01-01T00:00:00+00:00", "a processor")
@@ -20,7 +20,7 @@ def summary(median):
 
 def decode_rows(ours=100.0, llama=50.0, ik=90.0, read=55e9):
     results = {SHOAL: summary(ours), LLAMA: summary(llama), IK: summary(ik)}
-    return {row["against"]: row for row in rows_of(DECODE, results, {READ: read}, WORK, ORIGIN)}
+    return {row["against"]: row for row in rows_of(DECODE, results, {READ: Limit(read, 5, 7)}, WORK, ORIGIN)}
 
 
 def test_a_row_for_each_comparison():
@@ -29,6 +29,7 @@ def test_a_row_for_each_comparison():
     assert (rows[LLAMA]["ratio"], rows[LLAMA]["target"], rows[LLAMA]["met"]) == (2.0, 1.9, True)
     assert (rows[IK]["ratio"], rows[IK]["met"]) == (1.111, False)
     assert (rows[READ]["limit"], rows[READ]["limit_share"], rows[READ]["met"]) == (55.0, 0.909, True)
+    assert rows[READ]["samples"][READ] == {"quiet": 5, "taken": 7}
     assert rows[READ]["commit"] == ORIGIN.commit
     assert rows[LLAMA]["samples"][LLAMA] == {"quiet": 3, "taken": 3, "spread": 0.01}
 
@@ -51,7 +52,7 @@ def test_an_absolute_bound():
 
 
 def test_nothing_is_claimed_without_a_figure_or_a_peer():
-    assert rows_of(DECODE, {LLAMA: summary(50.0)}, {READ: 5e10}, WORK, ORIGIN) == []
+    assert rows_of(DECODE, {LLAMA: summary(50.0)}, {READ: Limit(5e10)}, WORK, ORIGIN) == []
     assert [row["against"] for row in rows_of(PREFILL, {SHOAL: summary(1.0)}, {}, WORK, ORIGIN)] == []
 
 
