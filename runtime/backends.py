@@ -47,6 +47,11 @@ class BackendChoice:
         return self.name == "cpu"
 
 
+NATIVE_KV_FORMATS = {"bf16": "f32", "int8": "bf16", "int4": "bf16"}
+"""In which keys and values are kept by default. With weights as published nothing is rounded, so that logits are those of the model in
+f32; beside rounded weights, rounding keys and values to bf16 as well is not seen, and halves what a token of the past takes."""
+
+
 def choose_backend(
     config: ModelConfig, options: EngineOptions, *, stored_format: str = "", has_torch: bool | None = None
 ) -> BackendChoice:
@@ -65,10 +70,11 @@ def choose_backend(
             raise UnsupportedShape(broken, file="config.json")
         if stored_format and options.format not in ("auto", stored_format):
             raise FormatMismatch(f"the weights are converted to {stored_format}, {options.format} was asked for")
+        weight_format = stored_format or ("bf16" if options.format == "auto" else options.format)
         return BackendChoice(
             name="cpu",
-            format=stored_format or ("bf16" if options.format == "auto" else options.format),
-            kv_format="bf16" if options.kv_format == "auto" else options.kv_format,
+            format=weight_format,
+            kv_format=NATIVE_KV_FORMATS[weight_format] if options.kv_format == "auto" else options.kv_format,
             block_tokens=NATIVE_BLOCK_TOKENS,
         )
     if not (torch_is_installed() if has_torch is None else has_torch):

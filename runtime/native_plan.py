@@ -14,7 +14,7 @@ from .backends import BackendChoice
 from .container_tensors import container_tensors
 from .cores import choose_threads
 from .model_config import ModelConfig
-from .options import EngineOptions
+from .options import ITEM_BYTES, EngineOptions
 
 HOST_BYTES = 50 * 1024 * 1024
 """Resident size of a Python process with everything imported, no model and no tokenizer."""
@@ -66,7 +66,7 @@ def weight_bytes(config: ModelConfig, format: str) -> int:
 def kv_bytes_per_block(config: ModelConfig, kv_format: str) -> int:
     """A page for each kv head of each attention layer."""
     values = 2 * PAGE_TOKENS * config.head_dim
-    page = 2 * values if kv_format == "bf16" else values + 2 * PAGE_TOKENS * 4
+    page = values + 2 * PAGE_TOKENS * 4 if kv_format == "int8" else values * ITEM_BYTES[kv_format]
     return len(config.attention_layers) * config.num_key_value_heads * page
 
 

@@ -148,8 +148,6 @@ class EngineOptions:
         """An option whose value only the reference back end knows, or ""."""
         if self.dtype != "f32":
             return "dtype"
-        if self.kv_format == "f32":
-            return "kv_format"
         return "" if self.block_tokens in (None, NATIVE_BLOCK_TOKENS) else "block_tokens"
 
     def _asks_of_cpu(self) -> str:

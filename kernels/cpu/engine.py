@@ -88,7 +88,7 @@ class EngineSizes:
     max_full_rows: int
     """Rows of a step whose whole logits are asked for."""
     kv_format: str = "bf16"
-    """bf16 or int8."""
+    """bf16, int8 or f32."""
     threads: int = 1
     cpus: tuple[int, ...] = ()
     """A processor for each thread; empty: the operating system places them."""

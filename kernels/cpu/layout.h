@@ -125,15 +125,18 @@ struct DeltaShape {
 
 // Keys and values are paged: a page holds 64 tokens of one kv head of one layer.
 //   kKvBf16   K [head_dim][64] bf16, V [64][head_dim] bf16
+//   kKvF32    the same in f32
 //   kKvInt8   K [head_dim][64] int8, V [64][head_dim] int8, scale of each token's K [64] f32, of each token's V [64] f32
 // A layer's pool is [num_pages][kv_heads] pages. head_dim is a multiple of 16.
 
 constexpr std::size_t kPageTokens = 64;
 
-enum class KvFormat : std::uint8_t { kBf16 = 0, kInt8 = 1 };
+enum class KvFormat : std::uint8_t { kBf16 = 0, kInt8 = 1, kF32 = 2 };
 
 constexpr std::size_t page_bytes(KvFormat format, std::size_t head_dim) {
-  return format == KvFormat::kBf16 ? 4 * kPageTokens * head_dim : 2 * kPageTokens * head_dim + 8 * kPageTokens;
+  return format == KvFormat::kF32    ? 8 * kPageTokens * head_dim
+         : format == KvFormat::kBf16 ? 4 * kPageTokens * head_dim
+                                     : 2 * kPageTokens * head_dim + 8 * kPageTokens;
 }
 
 }  // namespace shoal

@@ -19,7 +19,7 @@ TOKENS = 64
 EPS = 1e-6
 ISAS = available_isas()
 OTHER_ISAS = tuple(isa for isa in ISAS if isa != "scalar")
-FORMATS = ("bf16", "int8")
+FORMATS = ("bf16", "int8", "f32")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Shape:
 
     def page_bytes(self, kv_format: str) -> int:
         cells = 2 * TOKENS * self.head_dim
-        return 2 * cells if kv_format == "bf16" else cells + 8 * TOKENS
+        return {"bf16": 2 * cells, "int8": cells + 8 * TOKENS, "f32": 4 * cells}[kv_format]
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,8 @@ class Layer:
         scales = np.ones((len(pages), self.shape.kv_heads, 2, TOKENS), np.float32)
         if self.kv_format == "bf16":
             numbers = (pages.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        elif self.kv_format == "f32":
+            numbers = pages.view(np.float32)
         else:
             numbers = pages[..., : 2 * cells].view(np.int8).astype(np.float32)
             scales = np.ascontiguousarray(pages[..., 2 * cells :]).view(np.float32).reshape(scales.shape)
@@ -299,7 +301,7 @@ def test_wrong_arguments() -> None:
     for changed, message in (
         ({"heads": 3}, "rows must have"),
         ({"kv_heads": 3}, "multiple of kv_heads"),
-        ({"kv_format": "fp8"}, "bf16 or int8"),
+        ({"kv_format": "fp8"}, "bf16, int8 or f32"),
         ({"position": 300}, "does not reach"),
         ({"pages": np.array([0, 99], np.int32)}, "does not have"),
         ({"pages": np.array([0, -1], np.int32)}, "does not have"),

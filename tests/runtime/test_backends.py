@@ -24,16 +24,16 @@ def chosen(
 
 
 def test_auto_is_native_where_nothing_speaks_against_it() -> None:
-    assert chosen() == ("cpu", "bf16", "bf16")
-    assert chosen(torch=False) == ("cpu", "bf16", "bf16")
+    assert chosen() == ("cpu", "bf16", "f32")
+    assert chosen(torch=False) == ("cpu", "bf16", "f32")
+    assert chosen(kv_format="bf16") == ("cpu", "bf16", "bf16")
+    assert chosen(format="int4", kv_format="f32") == ("cpu", "int4", "f32")
     assert chosen(format="int4", kv_format="int8") == ("cpu", "int4", "int8")
     assert chosen(stored="int8") == ("cpu", "int8", "bf16")
     assert chosen(stored="int4", format="int4", backend="cpu") == ("cpu", "int4", "bf16")
 
 
-@pytest.mark.parametrize(
-    "options", [{"dtype": "bf16"}, {"kv_format": "f32"}, {"block_tokens": 16}, {"backend": "reference"}]
-)
+@pytest.mark.parametrize("options", [{"dtype": "bf16"}, {"block_tokens": 16}, {"backend": "reference"}])
 def test_what_only_the_reference_knows_asks_for_it(options: dict[str, object]) -> None:
     assert chosen(**options)[0] == "reference"  # type: ignore[arg-type]
     choice = choose_backend(SMALL, EngineOptions(**options), has_torch=True)  # type: ignore[arg-type]

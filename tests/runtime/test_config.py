@@ -243,7 +243,6 @@ def test_engine_options_round_trip():
         ({"backend": "reference", "kv_format": "int8"}, "kv_format"),
         ({"backend": "reference", "isa": "avx2"}, "isa"),
         ({"backend": "cpu", "dtype": "bf16"}, "dtype: 'bf16' is of the back end 'reference'"),
-        ({"backend": "cpu", "kv_format": "f32"}, "kv_format"),
         ({"backend": "cpu", "block_tokens": 16}, "block_tokens"),
         ({"format": "int8", "dtype": "bf16"}, "dtype"),
         ({"context": 0}, "context"),

@@ -1,13 +1,14 @@
 """The native back end in bf16 against transformers' own implementation of the family, on random checkpoints of odd shapes.
 
-Both see the same bf16 weights and compute in f32. Two things differ: the order of sums (and so the last bits of everything), and
-that the native engine keeps keys and values in bf16. The second is no error but a format, so transformers' cache is made to round
+Both see the same bf16 weights and compute in f32; what differs is the order of sums, and so the last bits of everything. Where the
+native engine is told to keep keys and values in bf16, that is no error but a format, so transformers' cache is made to round
 as well; what is left is f32 rounding, and now and then a key or value that lies so near the middle between two bf16 that it falls
 to the other side: one part in 256 of one number among thousands.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -143,10 +144,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def scored(checkpoint: Checkpoint, ids: list[int], home: Path, *splits: int) -> dict[str, np.ndarray]:
+def scored(
+    checkpoint: Checkpoint, ids: list[int], home: Path, *splits: int, kv_format: str = "bf16"
+) -> dict[str, np.ndarray]:
     home.mkdir(exist_ok=True)
     (home / "ids.json").write_text(json.dumps(ids))
-    options = EngineOptions(backend="cpu", format="bf16", threads=1)
+    options = EngineOptions(backend="cpu", format="bf16", kv_format=kv_format, threads=1)
     score_directory(checkpoint.directory, home / "ids.json", home / "o.safetensors", options, splits)
     return load_file(home / "o.safetensors")
 
@@ -182,6 +185,17 @@ def test_logits_and_caches_equal_the_reference(checkpoint: Checkpoint, home: Pat
     ids = checkpoint.ids(num_tokens)
     logits, cache = checkpoint.reference(ids)
     assert_close(scored(checkpoint, ids, home), logits, cache, checkpoint.shape)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 63, 64, 65, 150])
+def test_by_default_nothing_is_rounded(checkpoint: Checkpoint, home: Path, num_tokens: int) -> None:
+    ids = checkpoint.ids(num_tokens)
+    logits, _ = checkpoint.reference(ids)
+    got = scored(checkpoint, ids, home, kv_format="auto")["logits"]
+    with torch.no_grad():
+        exact = copy.deepcopy(checkpoint.theirs).double()(torch.tensor([ids])).logits[0].numpy()
+    noise = np.abs(logits - exact).max()  # of f32 itself: steep gates magnify it
+    assert np.abs(got - logits).max() < max(1e-4, 6 * noise)
 
 
 def test_a_cache_in_f32_differs_by_the_format(checkpoint: Checkpoint, home: Path) -> None:
@@ -227,7 +241,6 @@ def test_what_transformers_saved_equals_what_it_computes(tmp_path: Path, home: P
     assert_close(scored(checkpoint, ids, home, 63, 64), logits, cache, shape)
 
 
-@pytest.mark.usefixtures("bf16_cache")
 def test_greedy_ids_equal_the_reference(checkpoint: Checkpoint, home: Path) -> None:
     """What the native engine drew, read by transformers: at each place it would have drawn the same, or it was a near tie."""
     options = EngineOptions(backend="cpu", format="bf16", threads=2, parallel=2, context=256, max_batched_tokens=32)

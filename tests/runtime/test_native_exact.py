@@ -289,7 +289,7 @@ BOUNDS = st.integers(1, PARALLEL).flatmap(
     events=EVENTS,
     bounds=BOUNDS,
     shape=st.sampled_from(sorted(SHAPES)),
-    kv_format=st.sampled_from(["bf16", "int8"]),
+    kv_format=st.sampled_from(["bf16", "int8", "f32"]),
     isas=st.tuples(st.sampled_from(ISAS), st.sampled_from(ISAS)),
     threads=st.integers(1, 2),
 )

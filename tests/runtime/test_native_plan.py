@@ -30,7 +30,7 @@ def agree(config: ModelConfig, options: EngineOptions) -> None:
 @pytest.mark.parametrize("context", [4096, 32768])
 def test_published_sizes(size: str, format_: str, context: int) -> None:
     config = ModelConfig.from_mapping(published_config(size))
-    for kv_format, parallel, threads in (("bf16", 1, 1), ("int8", 16, 2)):
+    for kv_format, parallel, threads in (("bf16", 1, 1), ("int8", 16, 2), ("f32", 3, 1)):
         options = EngineOptions(
             format=format_, context=context, kv_format=kv_format, parallel=parallel, threads=threads
         )

@@ -255,6 +255,8 @@ void attend_rows(const AttentionShape& shape, const AttentionRows& rows, std::si
     const Block b = carve(shape.head_dim, num_rows - from, scratch);
     if (rows.format == KvFormat::kBf16) {
       attend_block<Bf16>(shape, rows, kv_head, begin, from, b);
+    } else if (rows.format == KvFormat::kF32) {
+      attend_block<F32>(shape, rows, kv_head, begin, from, b);
     } else {
       attend_block<Int8>(shape, rows, kv_head, begin, from, b);
     }

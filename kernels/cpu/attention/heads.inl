@@ -77,6 +77,12 @@ void store_token(const float* key, const float* value, std::size_t dims, std::si
   page.value_scale[slot] = quantise(value, dims, page.values + slot * dims);
 }
 
+void store_token(const float* key, const float* value, std::size_t dims, std::size_t slot, const Page<float>& page,
+                 float*) {
+  for (std::size_t d = 0; d < dims; ++d) page.keys[d * kPageTokens + slot] = key[d];
+  for (std::size_t i = 0; i < dims; i += 16) store(page.values + slot * dims + i, load(value + i));
+}
+
 // scratch holds a key as it is computed and, behind it, as it is stored.
 template <class Element>
 void store_head(const AttentionShape& shape, const AttentionRows& rows, std::size_t kv_head, void* scratch) {
@@ -95,6 +101,7 @@ void store_head(const AttentionShape& shape, const AttentionRows& rows, std::siz
 
 void store_rows(const AttentionShape& shape, const AttentionRows& rows, std::size_t kv_head, void* scratch) {
   if (rows.format == KvFormat::kBf16) return store_head<std::uint16_t>(shape, rows, kv_head, scratch);
+  if (rows.format == KvFormat::kF32) return store_head<float>(shape, rows, kv_head, scratch);
   store_head<std::int8_t>(shape, rows, kv_head, scratch);
 }
 

@@ -33,6 +33,11 @@ struct Int8 {
   static constexpr bool kStreams = true;
   static V read(const Element* p) { return load_s8(p); }
 };
+struct F32 {
+  using Element = float;
+  static constexpr bool kStreams = true;
+  static V read(const Element* p) { return load(p); }
+};
 struct Wide {
   using Element = float;
   static constexpr bool kStreams = false;

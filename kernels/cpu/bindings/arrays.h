@@ -45,6 +45,14 @@ void check(const char* name, const Array& a, std::size_t size) {
   }
 }
 
+// Raises ValueError.
+inline KvFormat kv_format_named(const std::string& name) {
+  if (name == "bf16") return KvFormat::kBf16;
+  if (name == "int8") return KvFormat::kInt8;
+  if (name == "f32") return KvFormat::kF32;
+  throw std::invalid_argument("kv_format must be bf16, int8 or f32");
+}
+
 // Raises UnsupportedIsa.
 const Kernels& kernels_named(const std::string& isa);
 

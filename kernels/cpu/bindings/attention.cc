@@ -43,8 +43,7 @@ AttentionRows rows_of(const AttentionShape& shape, const Input& in, std::size_t 
   rows.position = position;
   rows.cos = read<float>("cos", cos, rows.n * shape.rotary_dim / 2);
   rows.sin = read<float>("sin", sin, rows.n * shape.rotary_dim / 2);
-  if (kv_format != "bf16" && kv_format != "int8") throw nb::value_error("kv_format must be bf16 or int8");
-  rows.format = kv_format == "bf16" ? KvFormat::kBf16 : KvFormat::kInt8;
+  rows.format = kv_format_named(kv_format);
   const std::size_t bytes = shape.kv_heads * page_bytes(rows.format, shape.head_dim);
   const std::size_t num_pages = pool.size() / bytes;
   check<std::uint8_t>("pool", pool, num_pages * bytes);

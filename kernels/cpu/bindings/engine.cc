@@ -56,9 +56,7 @@ EngineSizes sizes_of(const nb::dict& d, const ModelShape& shape) {
   s.max_tokens = item<std::size_t>(d, "max_tokens");
   s.max_rows = item<std::size_t>(d, "max_rows");
   s.max_full_rows = item<std::size_t>(d, "max_full_rows");
-  const std::string format = item<std::string>(d, "kv_format");
-  if (format != "bf16" && format != "int8") throw std::invalid_argument("kv_format must be bf16 or int8");
-  s.kv_format = format == "bf16" ? KvFormat::kBf16 : KvFormat::kInt8;
+  s.kv_format = kv_format_named(item<std::string>(d, "kv_format"));
   s.threads = item<std::size_t>(d, "threads");
   s.cpus = item<std::vector<int>>(d, "cpus");
   s.drawable_vocab = item<std::optional<std::size_t>>(d, "drawable_vocab_size").value_or(shape.vocab);

@@ -20,6 +20,8 @@ inline void read_page(const std::uint8_t* page, KvFormat format, std::size_t hea
       std::memcpy(&bits, page + 2 * at, 2);
       const std::uint32_t wide = static_cast<std::uint32_t>(bits) << 16;
       std::memcpy(out + d, &wide, 4);
+    } else if (format == KvFormat::kF32) {
+      std::memcpy(out + d, page + 4 * at, 4);
     } else {
       float scale;
       std::memcpy(&scale, page + 2 * half + 4 * (value ? kPageTokens + token : token), 4);
