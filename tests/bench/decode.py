@@ -67,7 +67,7 @@ def main():
     batches = {}
     for batch in BATCHES:
         contestants = {
-            "shoal reference": lambda n, batch=batch: shoal_seconds(loaded, batch, n),
+            "shoal": lambda n, batch=batch: shoal_seconds(loaded, batch, n),
             "transformers": lambda n, batch=batch: peer_seconds(peer, batch, n),
         }
         seconds = {name: [] for name in contestants}
@@ -79,7 +79,7 @@ def main():
         speed = {name: batch * options.tokens / statistics.median(taken) for name, taken in seconds.items()}
         batches[batch] = {
             "tokens_per_s": {name: round(value, 1) for name, value in speed.items()},
-            "ratio": round(speed["shoal reference"] / speed["transformers"], 2),
+            "ratio": round(speed["shoal"] / speed["transformers"], 2),
         }
         print(f"batch {batch}: {batches[batch]}")
     header = report.header("decode", "torch", "transformers")
