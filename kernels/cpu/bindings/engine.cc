@@ -197,6 +197,7 @@ void bind_engine(nb::module_& m) {
   m.def("check_shape", [](const nb::dict& shape) { shape_of(shape); }, nb::arg("shape"));
   m.def("expected_tensors", &expected, nb::arg("shape"), nb::arg("weight_format"));
   m.def("pool_bytes", &planned_pools, nb::arg("shape"), nb::arg("sizes"), nb::arg("weight_format"));
+  m.def("large_page_bytes", [](const std::string& path) { return MappedFile(path).large_page_bytes(); }, nb::arg("path"));
   nb::class_<BoundEngine>(m, "Engine")
       .def(nb::init<const nb::dict&, const nb::dict&, const std::optional<std::string>&, const std::optional<Input>&,
                     const std::vector<Entry>&>(),

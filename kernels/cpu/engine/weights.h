@@ -7,29 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "engine/mapped_file.h"
 #include "engine/model.h"
 
 namespace shoal {
-
-// A file in memory, read only; its pages come from the operating system's cache and are shared between processes.
-class MappedFile {
- public:
-  explicit MappedFile(const std::string& path);  // throws std::system_error
-  ~MappedFile();
-  MappedFile(const MappedFile&) = delete;
-  MappedFile& operator=(const MappedFile&) = delete;
-
-  const std::uint8_t* data() const { return data_; }
-  std::size_t num_bytes() const { return num_bytes_; }
-
- private:
-#if !defined(_WIN32)
-  bool map(int fd);  // false: errno says why
-#endif
-
-  const std::uint8_t* data_ = nullptr;
-  std::size_t num_bytes_ = 0;
-};
 
 struct TensorEntry {
   TensorSpec spec;

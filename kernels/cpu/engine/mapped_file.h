@@ -1,0 +1,35 @@
+// A file in memory, read only; its pages come from the operating system's cache and are shared between processes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+namespace shoal {
+
+class MappedFile {
+ public:
+  explicit MappedFile(const std::string& path);  // throws std::system_error
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const std::uint8_t* data() const { return data_; }
+  std::size_t num_bytes() const { return num_bytes_; }
+
+  // How much of it the processor sees through large pages; 0 where the system does not say.
+  std::size_t large_page_bytes() const;
+
+ private:
+#if !defined(_WIN32)
+  bool map(int fd);  // false: errno says why
+#endif
+#if defined(__linux__)
+  void cache_in_large_pages(int fd);
+#endif
+
+  const std::uint8_t* data_ = nullptr;
+  std::size_t num_bytes_ = 0;
+};
+
+}  // namespace shoal
