@@ -146,22 +146,26 @@ class Shoal:
                 ids.flush()
                 command = ["generate", model, "--ids", ids.name, "--max-tokens", "1", *engine]
                 return whole(cell, process.run([model_files.shoal(), *command]))
-        phase = "prefill" if cell.metric == "prefill" else "decode"
-        amounts = {
-            "--prompt": cell.tokens if phase == "prefill" else 0,
-            "--gen": GENERATED[cell.size] if phase == "decode" else 0,
-            "--depth": cell.tokens if cell.metric == "decode" else 0,
-            "--repetitions": repetitions(cell),
-        }
-        spelt = [word for name, amount in amounts.items() for word in (name, str(amount))]
-        done = process.run([model_files.shoal(), "bench", model, *spelt, *engine, "--json"])
-        return whole(cell, done) if cell.metric == "resident" else shoal_measurements(done.output, phase)
+        if cell.metric == "resident":
+            amounts = ["--prompt", "0", "--gen", str(GENERATED[cell.size]), "--repetitions", str(repetitions(cell))]
+            return whole(cell, process.run([model_files.shoal(), "bench", model, *amounts, *engine, "--json"]))
+        if cell.metric == "prefill":
+            amounts = ["--prompt", str(cell.tokens)]
+        else:
+            amounts = ["--gen", str(GENERATED[cell.size]), "--depth", str(cell.tokens)]
+        command = [
+            sys.executable, str(HERE / "run_shoal.py"), model, *amounts, "--repetitions", str(repetitions(cell)),
+            "--threads", str(cell.threads), "--isa", self.isa or cell.isa,
+        ]  # fmt: skip
+        return shoal_measurements(process.run(command).output)
 
 
-def shoal_measurements(output: str, phase: str) -> list[Measurement]:
-    """Each repetition with its own seconds and switches."""
-    samples = json.loads(output)[phase]["samples"]
-    return [Measurement((one["tokens_per_s"],), one["seconds"], one["involuntary_switches"] or 0) for one in samples]
+def shoal_measurements(output: str) -> list[Measurement]:
+    """Each repetition with its own seconds, switches and limit."""
+    return [
+        Measurement((one["tokens_per_s"],), one["seconds"], one["involuntary_switches"], one["limit_per_s"])
+        for one in json.loads(output)
+    ]
 
 
 def contestants(cell: Cell, environment: Mapping[str, str] = os.environ) -> tuple[list[Contestant], list[str]]:

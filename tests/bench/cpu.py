@@ -4,8 +4,8 @@
     make bench-cpu ARGS='--cells "0.8B/int4/*" --rounds 5 --budget 1200 --record'
 
 A cell is measured in rounds. In each, all contestants take their turn one after the other, each as a process of its own with
-the same number of threads, and the limits are measured before and after: a ratio compares neighbours in time. Medians over
-the rounds count; what the system disturbed is discarded (samples.py). Peers are named by environment variables
+the same number of threads: a ratio compares neighbours in time. The limits are measured between our own repetitions, in the
+same process (run_shoal.py). Medians over the rounds count; what the system disturbed is discarded (samples.py). Peers are named by environment variables
 (contestants.py) and left out with a note where they are absent.
 """
 
@@ -22,24 +22,13 @@ import report
 from cells import INT8, READ, Cell, all_cells
 from contestants import Contestant, contestants
 from process import ContestantFailed
-from rows import SHOAL, Limit, Origin, merged, rows_of, tally
-from samples import Measurement, summarise
+from rows import SHOAL, Origin, merged, rows_of, tally
+from samples import Measurement, beside_limits, summarise
 from work import state_bytes, work_of
 
-from shoal.kernels.cpu import best_isa, limits
 from shoal.runtime.container import open_container
 
 DOCS = report.ROOT / "docs"
-
-
-def measure_limits(cell: Cell) -> dict[str, limits.Rate]:
-    """Bytes a second that can be read (by the best loops of the machine) and 8-bit operations a second of the cell's set."""
-    isa = best_isa() if cell.isa == "auto" else cell.isa
-    if cell.metric == "decode":
-        return {READ: limits.read_rate(best_isa(), cell.threads, repetitions=7)}
-    if cell.metric == "prefill":
-        return {INT8: limits.dot_int8_rate(isa, cell.threads)}
-    return {}
 
 
 def token_bytes(cell: Cell) -> Measurement:
@@ -55,15 +44,12 @@ class Deadline(Exception):
     """The budget is spent."""
 
 
-def measure(
-    cell: Cell, rounds: int, deadline: float
-) -> tuple[dict[str, list[Measurement]], dict[str, list[limits.Rate]], list[str]]:
-    """(measurements by contestant, limits, notes). Raises Deadline where not one whole round fitted."""
+def measure(cell: Cell, rounds: int, deadline: float) -> tuple[dict[str, list[Measurement]], list[str]]:
+    """(measurements by contestant, notes). Raises Deadline where not one whole round fitted."""
     entrants, notes = contestants(cell)
     taken: dict[str, list[Measurement]] = defaultdict(list)
-    found: dict[str, list[limits.Rate]] = defaultdict(list)
     if cell.metric == "token_bytes":
-        return {SHOAL: [token_bytes(cell)]}, {}, notes
+        return {SHOAL: [token_bytes(cell)]}, notes
     ready = [entrant for entrant in entrants if prepared(entrant, cell, notes)]
     for number in range(rounds):
         if time.monotonic() > deadline:
@@ -71,17 +57,13 @@ def measure(
                 raise Deadline
             notes.append(f"the budget ended after {number} rounds")
             break
-        for name, value in measure_limits(cell).items():
-            found[name].append(value)
         for entrant in list(ready):
             try:
                 taken[entrant.name] += entrant.measure(cell)
             except (ContestantFailed, KeyError, ValueError) as error:
                 notes.append(f"{entrant.name}: {error}")
                 ready.remove(entrant)
-    for name, value in measure_limits(cell).items():
-        found[name].append(value)
-    return taken, found, notes
+    return taken, notes
 
 
 def prepared(entrant: Contestant, cell: Cell, notes: list[str]) -> bool:
@@ -99,24 +81,22 @@ def prepared(entrant: Contestant, cell: Cell, notes: list[str]) -> bool:
     return True
 
 
-def best_limit(rates: Sequence[limits.Rate]) -> Limit:
-    return Limit(max(rate.per_s for rate in rates), sum(rate.kept for rate in rates), sum(rate.taken for rate in rates))
-
-
 def run(cells: Sequence[Cell], options: argparse.Namespace, origin: Origin) -> list[dict]:
     deadline = time.monotonic() + options.budget
     rows: list[dict] = []
     for cell in cells:
         begun = time.monotonic()
         try:
-            taken, found, notes = measure(cell, options.rounds, deadline)
+            taken, notes = measure(cell, options.rounds, deadline)
         except Deadline:
             print(f"the budget of {options.budget:.0f} s is spent before {cell.key}")
             break
         results = {name: summary for name, list_ in taken.items() if (summary := summarise(list_)) is not None}
         depth = cell.tokens if cell.metric == "decode" else 0
         work = work_of(model_files.config_of(cell.size), cell.format, depth)
-        new = rows_of(cell, results, {name: best_limit(values) for name, values in found.items()}, work, origin)
+        beside = beside_limits(taken[SHOAL])
+        kind = READ if cell.metric == "decode" else INT8
+        new = rows_of(cell, results, {} if beside is None else {kind: beside}, work, origin)
         print(f"{cell.key} ({time.monotonic() - begun:.0f} s)", flush=True)
         for name, summary in results.items():
             print(f"  {name:28s} {summary.median:10.4g} {cell.unit:6s} quiet {summary.quiet} of {summary.taken}")

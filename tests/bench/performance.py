@@ -24,7 +24,9 @@ processors away are discarded; `quiet` says how many of those taken count (0: al
 stands). 4-bit means our int4, llama.cpp's Q4_0 and ik_llama.cpp's IQ4_KS; 8-bit our int8 and their Q8_0.
 
 A share of the *read limit* is the bytes that a token must read, times tokens a second, over streaming read; a share of the
-*int8 limit* is the operations of the layers' matrices over register-only 8-bit products of the same instruction set.
+*int8 limit* is the operations of the layers' matrices over register-only 8-bit products of the same instruction set. Limits
+are measured right before and behind each of our repetitions, and each repetition has its own share: what a shared machine
+can read changes within seconds.
 The first token is a whole process from its start, model files in the page cache, to its end after one token of a 16-token
 prompt. Ratios above 1 are in our favour, for seconds and megabytes too.
 """

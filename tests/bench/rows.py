@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cells import ABSOLUTE, INT8, LESS_IS_BETTER, READ, WIDE_READ_PER_S, Cell, Target, targets_of
-from samples import Summary
+from samples import Limit, Summary
 
 SHOAL = "shoal"
 
@@ -16,15 +16,6 @@ class Work:
 
     token_bytes: float
     token_operations: float
-
-
-@dataclass(frozen=True)
-class Limit:
-    """The best of a run, a second: a disturbed one is too low and would flatter. Counts are of single repetitions."""
-
-    per_s: float
-    quiet: int = 0
-    taken: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +30,7 @@ class Origin:
 def rows_of(
     cell: Cell, results: Mapping[str, Summary], limits: Mapping[str, Limit], work: Work | None, origin: Origin
 ) -> list[dict[str, Any]]:
-    """A row a target that could be judged; none without a figure of ours. `results` by contestant, `limits` a second."""
+    """A row a target that could be judged; none without a figure of ours. `results` by contestant, `limits` by kind."""
     ours = results.get(SHOAL)
     if ours is None:
         return []
@@ -78,12 +69,11 @@ def judge(
         if target.against not in limits or work is None:
             return None
         measured = limits[target.against]
-        limit = measured.per_s
         samples |= {target.against: {"quiet": measured.quiet, "taken": measured.taken}}
-        share = ours.median * (work.token_bytes if target.against == READ else work.token_operations) / limit
-        wide = target.wanted_wide is not None and target.against == READ and limit >= WIDE_READ_PER_S
+        share = measured.value_share * (work.token_bytes if target.against == READ else work.token_operations)
+        wide = target.wanted_wide is not None and target.against == READ and measured.per_s >= WIDE_READ_PER_S
         wanted = target.wanted_wide if wide else target.wanted
-        row |= {"limit": rounded(limit / 1e9), "limit_share": round(share, 3)}
+        row |= {"limit": rounded(measured.per_s / 1e9), "limit_share": round(share, 3)}
         return {**row, "target": wanted, "met": None if wanted is None else share >= wanted, "samples": samples}
     peer = results.get(target.against)
     if peer is None:

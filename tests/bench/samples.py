@@ -20,6 +20,8 @@ class Measurement:
     values: tuple[float, ...]
     seconds: float
     switches: int
+    limit_per_s: float | None = None
+    """What the machine could do at most right before and behind, where that was measured."""
 
     @property
     def disturbed(self) -> bool:
@@ -40,12 +42,42 @@ class Summary:
         return {"quiet": self.quiet, "taken": self.taken, "spread": round(self.spread, 3)}
 
 
+@dataclass(frozen=True)
+class Limit:
+    """Medians over the repetitions that count: the limit beside each, and each one's value over its own limit."""
+
+    per_s: float
+    value_share: float
+    quiet: int = 0
+    taken: int = 0
+
+
+def counted(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """The undisturbed; all where there is none."""
+    with_values = [one for one in measurements if one.values]
+    return [one for one in with_values if not one.disturbed] or with_values
+
+
 def summarise(measurements: Sequence[Measurement]) -> Summary | None:
     """None without values."""
-    taken = [value for one in measurements for value in one.values]
-    quiet = [value for one in measurements if not one.disturbed for value in one.values]
-    counted = quiet or taken
-    if not counted:
+    values = [value for one in counted(measurements) for value in one.values]
+    if not values:
         return None
-    median = statistics.median(counted)
-    return Summary(median, (max(counted) - min(counted)) / 2 / median if median else 0.0, len(quiet), len(taken))
+    median = statistics.median(values)
+    quiet = sum(len(one.values) for one in measurements if not one.disturbed)
+    taken = sum(len(one.values) for one in measurements)
+    return Summary(median, (max(values) - min(values)) / 2 / median if median else 0.0, quiet, taken)
+
+
+def beside_limits(measurements: Sequence[Measurement]) -> Limit | None:
+    """None where no limit was measured beside. Each such measurement has one value."""
+    pairs = [(one.values[0], one.limit_per_s) for one in counted(measurements) if one.limit_per_s]
+    if not pairs:
+        return None
+    with_limits = [one for one in measurements if one.limit_per_s]
+    return Limit(
+        per_s=statistics.median(limit for _, limit in pairs),
+        value_share=statistics.median(value / limit for value, limit in pairs),
+        quiet=sum(not one.disturbed for one in with_limits),
+        taken=len(with_limits),
+    )

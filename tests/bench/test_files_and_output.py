@@ -1,11 +1,15 @@
 """The tensors of GGUF files, what a token costs, and what contestants print."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from cells import PEER_TYPES, Cell
 from contestants import contestants, llama_values, repetitions, shoal_measurements
 from gguf_blocks import FORMATS, STD, random_rows
 from process import ContestantFailed, run
+from report import ROOT
 from work import state_bytes, work_of
 
 from shoal.runtime.config import ModelConfig
@@ -65,12 +69,27 @@ def test_llama_bench_prints_logs_before_its_json():
         llama_values("error: no model")
 
 
-def test_each_repetition_of_ours_brings_its_switches():
-    output = """{"prefill": null, "decode": {"samples": [
-        {"tokens_per_s": 9.0, "seconds": 1.0, "involuntary_switches": 300},
-        {"tokens_per_s": 10.0, "seconds": 1.0, "involuntary_switches": 0}]}}"""
-    measurements = shoal_measurements(output, "decode")
-    assert [(one.values, one.disturbed) for one in measurements] == [((9.0,), True), ((10.0,), False)]
+def test_each_repetition_of_ours_brings_its_switches_and_its_limit():
+    output = """[{"tokens_per_s": 9.0, "seconds": 1.0, "involuntary_switches": 300, "limit_per_s": 3e10},
+        {"tokens_per_s": 10.0, "seconds": 1.0, "involuntary_switches": 0, "limit_per_s": 4e10}]"""
+    assert [(one.values, one.disturbed, one.limit_per_s) for one in shoal_measurements(output)] == [
+        ((9.0,), True, 3e10),
+        ((10.0,), False, 4e10),
+    ]
+
+
+def test_our_repetitions_stand_between_limits():
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("run_shoal.py")),
+        str(ROOT / "models" / "pocket"),
+        "--threads",
+        "1",
+    ]
+    for amount in (["--gen", "4"], ["--prompt", "20"]):
+        measurements = shoal_measurements(run([*command, *amount, "--repetitions", "2"]).output)
+        assert len(measurements) == 2
+        assert all(one.values[0] > 0 and one.limit_per_s > 1e8 for one in measurements)
 
 
 def test_absent_peers_are_named():

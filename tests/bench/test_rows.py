@@ -4,8 +4,8 @@ import pytest
 from cells import ABSOLUTE, BEST_ISA, IK, INT8, LLAMA, LLAMA_AVX2, READ, Cell, all_cells, targets_of
 from performance import page, record, verdict
 from plot import bars, groups
-from rows import SHOAL, Limit, Origin, Work, judge, merged, order, rows_of, tally
-from samples import Summary
+from rows import SHOAL, Origin, Work, judge, merged, order, rows_of, tally
+from samples import Limit, Summary
 
 ORIGIN = Origin("0123456789ab", "2026-01-01T00:00:00+00:00", "a processor")
 WORK = Work(token_bytes=0.5e9, token_operations=1e9)
@@ -20,7 +20,9 @@ def summary(median):
 
 def decode_rows(ours=100.0, llama=50.0, ik=90.0, read=55e9):
     results = {SHOAL: summary(ours), LLAMA: summary(llama), IK: summary(ik)}
-    return {row["against"]: row for row in rows_of(DECODE, results, {READ: Limit(read, 5, 7)}, WORK, ORIGIN)}
+    return {
+        row["against"]: row for row in rows_of(DECODE, results, {READ: Limit(read, ours / read, 5, 7)}, WORK, ORIGIN)
+    }
 
 
 def test_a_row_for_each_comparison():
@@ -52,7 +54,7 @@ def test_an_absolute_bound():
 
 
 def test_nothing_is_claimed_without_a_figure_or_a_peer():
-    assert rows_of(DECODE, {LLAMA: summary(50.0)}, {READ: Limit(5e10)}, WORK, ORIGIN) == []
+    assert rows_of(DECODE, {LLAMA: summary(50.0)}, {READ: Limit(5e10, 1e-9)}, WORK, ORIGIN) == []
     assert [row["against"] for row in rows_of(PREFILL, {SHOAL: summary(1.0)}, {}, WORK, ORIGIN)] == []
 
 

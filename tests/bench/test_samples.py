@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import MAX_SWITCHES_PER_S, Measurement, summarise
+from samples import MAX_SWITCHES_PER_S, Limit, Measurement, beside_limits, summarise
 
 QUIET, NOISY = int(MAX_SWITCHES_PER_S), int(MAX_SWITCHES_PER_S) + 1
 
@@ -30,6 +30,15 @@ def test_where_all_were_disturbed_all_count_and_it_is_said():
 def test_nothing_has_no_summary():
     assert summarise([]) is None
     assert summarise([Measurement((), 1.0, 0)]) is None
+
+
+def test_each_repetition_has_its_own_share():
+    calm, fast = Measurement((30.0,), 1.0, 0, 33.0), Measurement((54.0,), 1.0, 0, 60.0)
+    noisy = Measurement((10.0,), 1.0, NOISY, 60.0)
+    assert beside_limits([calm]) == Limit(33.0, 30 / 33, 1, 1)
+    assert beside_limits([calm, noisy, fast]) == Limit(46.5, (30 / 33 + 0.9) / 2, 2, 3)
+    assert beside_limits([noisy]) == Limit(60.0, 1 / 6, 0, 1)
+    assert beside_limits([Measurement((5.0,), 1.0, 0)]) is None
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 1e6), st.booleans()), min_size=1))
