@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shoal.runtime.config import EngineOptions
+from shoal.runtime.config import EngineOptions, OptionInvalid
+from shoal.runtime.plan import native_isa
 
 from .catalogue import published
+from .errors import BadOption
 from .probe import probe
 from .select import select, selection_json
 from .service import budget_of, candidates_of
@@ -18,12 +20,16 @@ GIB = 1 << 30
 
 
 def explanation(home: Path, models: Sequence[str], options: EngineOptions, root: Path = Path("/")) -> dict[str, Any]:
-    """What would be chosen, what excludes the rest, and the facts it rests on. Raises ModelNotFound."""
+    """What would be chosen, what excludes the rest, and the facts it rests on. Raises ModelNotFound, BadOption."""
     hardware = probe(root)
     candidates = candidates_of(Store.at_home(home), models)
     candidates += published(names_taken=[candidate.name for candidate in candidates])
     selection = select(candidates, budget_of(options, hardware), options)
-    return {**selection_json(selection), "hardware": hardware.as_json()}
+    try:
+        isa = native_isa(options.isa)
+    except OptionInvalid as error:
+        raise BadOption(f"--{error}") from error
+    return {**selection_json(selection, isa), "hardware": hardware.as_json()}
 
 
 def explanation_text(content: dict[str, Any]) -> str:
@@ -38,7 +44,7 @@ def explanation_text(content: dict[str, Any]) -> str:
         lines += [
             f"would serve   {chosen['name']} from {chosen['directory']}",
             f"              {_gib(plan['total_bytes'])} ({plan['total_bytes']:,} bytes) planned: {pools}",
-            f"              back end {plan['backend']}, weights {plan['format']}",
+            f"              back end {plan['backend']}{_isa_words(plan['isa'])}, weights {plan['format']}",
             f"              {plan['context']:,} tokens a sequence, {plan['parallel']} sequences side by side, "
             f"{plan['num_blocks'] * plan['block_tokens']:,} tokens in all",
         ]
@@ -68,6 +74,10 @@ def explanation_text(content: dict[str, Any]) -> str:
     for gpu in facts["gpus"]:
         lines.append(f"  {'gpu':<24} {gpu['name']}, {_gib(gpu['memory_bytes'])}  ({gpu['source']})")
     return "\n".join(lines)
+
+
+def _isa_words(isa: str | None) -> str:
+    return "" if isa is None else f" ({isa})"
 
 
 def _gib(num_bytes: int) -> str:

@@ -47,7 +47,7 @@ class NodeMetrics:
         node = self._node
         build = {"version": self._version, "python": platform.python_version(), "component": "agent"}
         if (ready := node.ready) is not None:
-            build |= {"model": ready.model, "format": ready.format, "backend": ready.backend}
+            build |= {"model": ready.model, "format": ready.format, "backend": ready.backend, "isa": ready.isa}
         yield InfoMetricFamily("shoal_build", "What is running here.", value=build)
         yield CounterMetricFamily(
             "shoal_engine_restarts", "Engines that died and were started again.", value=node.num_engine_restarts

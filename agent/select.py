@@ -139,18 +139,18 @@ def _least_bytes(one: Candidate, options: EngineOptions) -> int | None:
         return needed if isinstance(needed, int) else None
 
 
-def selection_json(selection: Selection) -> dict[str, Any]:
-    """The selection as plain values, for `explain --json`."""
+def selection_json(selection: Selection, native_isa: str) -> dict[str, Any]:
+    """The selection as plain values, for `explain --json`. `native_isa`: what the native kernels take on this machine."""
     chosen, larger = selection.chosen, selection.next_larger
     return {
         "budget": {"bytes": selection.budget.num_bytes, "source": selection.budget.source},
-        "chosen": None if chosen is None else verdict_json(chosen),
-        "next_larger": None if larger is None else verdict_json(larger),
-        "candidates": [verdict_json(verdict) for verdict in selection.verdicts],
+        "chosen": None if chosen is None else verdict_json(chosen, native_isa),
+        "next_larger": None if larger is None else verdict_json(larger, native_isa),
+        "candidates": [verdict_json(verdict, native_isa) for verdict in selection.verdicts],
     }
 
 
-def verdict_json(verdict: Verdict) -> dict[str, Any]:
+def verdict_json(verdict: Verdict, native_isa: str) -> dict[str, Any]:
     """One verdict; absent values are null."""
     one, plan = verdict.candidate, verdict.plan
     return {
@@ -167,6 +167,7 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
         else {
             "backend": plan.backend,
             "format": plan.format,
+            "isa": native_isa if plan.is_native else None,
             "total_bytes": plan.total_bytes,
             "by_pool": plan.by_pool(),
             "context": plan.context,

@@ -224,6 +224,7 @@ def served_model_to_proto(ready: wire.Ready) -> node_pb2.ServedModel:
         size=ready.size,
         format=ready.format,
         backend=ready.backend,
+        isa=ready.isa,
         max_model_len=ready.max_model_len,
         vocab_size=ready.vocab_size,
         capabilities=ready.capabilities,

@@ -38,6 +38,7 @@ def node_view(node: fleet_pb2.Node) -> dict[str, Any]:
         "size": model.size or None,
         "format": model.format or None,
         "backend": model.backend or None,
+        "isa": model.isa or None,
         "max_model_len": model.max_model_len or None,
         "num_parameters": model.num_parameters or None,
         "capabilities": list(model.capabilities),

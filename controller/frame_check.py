@@ -52,10 +52,10 @@ def check_state(state: node_pb2.NodeState) -> None:
     model, hardware = state.model, state.hardware
     _texts(
         **{"metrics_url": state.metrics_url, "model.name": model.name, "model.size": model.size},
-        **{"model.format": model.format, "model.backend": model.backend, "hardware.hostname": hardware.hostname},
+        **{"model.format": model.format, "model.backend": model.backend, "model.isa": model.isa},
         **{"model.source_digest": model.source_digest, "model.serving_digest": model.serving_digest},
         **{"model.determinism_class": model.determinism_class, "hardware.cpu_model": hardware.cpu_model},
-        **{"hardware.os": hardware.os, "hardware.arch": hardware.arch},
+        **{"hardware.hostname": hardware.hostname, "hardware.os": hardware.os, "hardware.arch": hardware.arch},
     )
     _bounded("model.capabilities", model.capabilities, MAX_CAPABILITIES)
     if state.phase == node_pb2.NODE_PHASE_READY and not model.name:

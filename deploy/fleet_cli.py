@@ -18,6 +18,11 @@ _http = click.option(
 )
 _json = click.option("--json", "as_json", is_flag=True, help="For a machine.")
 
+_NODE_COLUMNS = (
+    *("id", "state", "model", "format", "backend", "isa"),
+    *("running", "waiting", "credits", "pid", "engine_pid"),
+)
+
 
 def _get(http: str, path: str) -> Any:
     try:
@@ -45,7 +50,7 @@ def node_list(http: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(nodes))
     else:
-        _print_table(("id", "state", "model", "running", "waiting", "credits", "pid", "engine_pid"), nodes)
+        _print_table(_NODE_COLUMNS, nodes)
 
 
 @click.command()

@@ -13,7 +13,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import CheckpointCorrupt, FormatMismatch, TensorDtype, Unsupported, UnsupportedShape
+from .errors import CheckpointCorrupt, FormatMismatch, OptionInvalid, TensorDtype, Unsupported, UnsupportedShape
 from .model_config import ModelConfig
 from .options import NATIVE_BLOCK_TOKENS, REFERENCE_BLOCK_TOKENS, EngineOptions
 from .safetensors_file import read_header
@@ -120,6 +120,16 @@ def stored_format_of(directory: Path) -> str:
     if stored not in CONVERTED_FORMATS:
         raise CheckpointCorrupt(f"is converted to the unknown format {stored[:40]!r}", file=path.name)
     return stored
+
+
+def native_isa(asked: str) -> str:
+    """The instruction set that the native kernels take here for `--isa`. Loads the compiled module. Raises OptionInvalid."""
+    from shoal.kernels.cpu import UnsupportedIsa, choose_isa  # who only plans needs no kernels
+
+    try:
+        return choose_isa(asked)
+    except UnsupportedIsa as error:
+        raise OptionInvalid("isa", str(error)) from error
 
 
 def torch_is_installed() -> bool:

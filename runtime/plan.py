@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from . import native_plan
-from .backends import BackendChoice, choose_backend, stored_format_of
+from .backends import BackendChoice, choose_backend, native_isa, stored_format_of
 from .errors import DoesNotFit
 from .model_config import ModelConfig
 from .options import ITEM_BYTES, EngineOptions
@@ -30,6 +30,7 @@ __all__ = [
     "choose_context",
     "expected_tensors",
     "mtp_tensors",
+    "native_isa",
     "plan_memory",
     "published_sizes",
     "published_tensors",
@@ -79,6 +80,11 @@ class MemoryPlan:
     """Of the weights as served."""
     note: str = ""
     """Why the native back end was not taken where the choice was free (BackendChoice.note)."""
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the native kernels compute."""
+        return self.backend == "cpu"
 
     @property
     def total_bytes(self) -> int:

@@ -17,6 +17,7 @@ def ready_frame(loaded: LoadedEngine, served_name: str) -> Ready:
         size=size_label(loaded.config),
         format=plan.format,
         backend=plan.backend,
+        isa=backend.isa,
         backend_note=plan.note,
         max_model_len=intake.max_model_len,
         vocab_size=intake.tokenizer.vocab_size,

@@ -311,6 +311,8 @@ class Ready(msgspec.Struct, tag="ready", kw_only=True):
     num_parameters: int = 0
     planned_bytes: dict[str, int] = {}
     allocated_bytes: dict[str, int] = {}
+    isa: str = ""
+    """Instruction set of the kernels that run, as the back end names it."""
     load_s: float = 0.0
     skipped_tensors: dict[str, int] = {}
     backend_note: str = ""

@@ -7,7 +7,7 @@ from pathlib import Path
 from . import _cpu
 from ._cpu import UnsupportedIsa
 
-__all__ = ["UnsupportedIsa", "available_isas", "best_isa", "module_path"]
+__all__ = ["UnsupportedIsa", "available_isas", "best_isa", "choose_isa", "module_path"]
 
 
 def available_isas() -> tuple[str, ...]:
@@ -18,6 +18,11 @@ def available_isas() -> tuple[str, ...]:
 def best_isa() -> str:
     """What "auto" stands for on this machine."""
     return _cpu.available_isas()[0]
+
+
+def choose_isa(asked: str) -> str:
+    """The set that an engine takes for this name. Raises UnsupportedIsa where there is none."""
+    return _cpu.choose_isa(asked)
 
 
 def module_path() -> Path:

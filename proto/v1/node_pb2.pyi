@@ -59,7 +59,7 @@ class NodeState(_message.Message):
     def __init__(self, phase: _Optional[_Union[NodePhase, str]] = ..., pid: _Optional[int] = ..., engine_pid: _Optional[int] = ..., metrics_url: _Optional[str] = ..., slots: _Optional[int] = ..., model: _Optional[_Union[ServedModel, _Mapping]] = ..., hardware: _Optional[_Union[Hardware, _Mapping]] = ..., planned_bytes: _Optional[_Mapping[str, int]] = ..., allocated_bytes: _Optional[_Mapping[str, int]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class ServedModel(_message.Message):
-    __slots__ = ("name", "size", "format", "backend", "max_model_len", "vocab_size", "capabilities", "source_digest", "serving_digest", "determinism_class", "num_parameters")
+    __slots__ = ("name", "size", "format", "backend", "max_model_len", "vocab_size", "capabilities", "source_digest", "serving_digest", "determinism_class", "num_parameters", "isa")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class ServedModel(_message.Message):
     SERVING_DIGEST_FIELD_NUMBER: _ClassVar[int]
     DETERMINISM_CLASS_FIELD_NUMBER: _ClassVar[int]
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    ISA_FIELD_NUMBER: _ClassVar[int]
     name: str
     size: str
     format: str
@@ -82,7 +83,8 @@ class ServedModel(_message.Message):
     serving_digest: str
     determinism_class: str
     num_parameters: int
-    def __init__(self, name: _Optional[str] = ..., size: _Optional[str] = ..., format: _Optional[str] = ..., backend: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., source_digest: _Optional[str] = ..., serving_digest: _Optional[str] = ..., determinism_class: _Optional[str] = ..., num_parameters: _Optional[int] = ...) -> None: ...
+    isa: str
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[str] = ..., format: _Optional[str] = ..., backend: _Optional[str] = ..., max_model_len: _Optional[int] = ..., vocab_size: _Optional[int] = ..., capabilities: _Optional[_Iterable[str]] = ..., source_digest: _Optional[str] = ..., serving_digest: _Optional[str] = ..., determinism_class: _Optional[str] = ..., num_parameters: _Optional[int] = ..., isa: _Optional[str] = ...) -> None: ...
 
 class Hardware(_message.Message):
     __slots__ = ("hostname", "os", "arch", "cpu_model", "physical_cores", "logical_cores", "memory_total_bytes", "memory_limit_bytes", "gpus", "has_battery")

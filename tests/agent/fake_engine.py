@@ -62,6 +62,7 @@ def ready(configure: wire.Configure) -> wire.Ready:
         size="1m",
         format="bf16",
         backend="reference",
+        isa="FAKE2",
         max_model_len=1024,
         vocab_size=256,
         max_running=MAX_RUNNING,

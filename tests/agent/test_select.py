@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.agent.catalogue import Candidate, candidate, published, stored
-from shoal.agent.errors import NothingFits
+from shoal.agent.errors import BadOption, NothingFits
 from shoal.agent.explain import explanation, explanation_text
 from shoal.agent.select import Budget, Outcome, Selection, select, selection_json
 from shoal.agent.store import Store
-from shoal.runtime.config import EngineOptions, ModelConfig
+from shoal.kernels.cpu import available_isas, best_isa
+from shoal.runtime.config import CLI_OPTIONS, EngineOptions, ModelConfig
 from shoal.runtime.plan import plan_memory
 
 from .tiny_models import tiny_config, write_tiny
@@ -73,7 +74,7 @@ def test_the_verdicts_say_why(store: Store) -> None:
     assert [verdict.candidate.name for verdict in selection.verdicts] == ["large", "middle", "small"]
     plan = selection.require().plan
     assert plan is not None and plan.total_bytes <= budget.num_bytes
-    content = json.loads(json.dumps(selection_json(selection)))
+    content = json.loads(json.dumps(selection_json(selection, "avx2")))
     assert content["chosen"]["plan"]["total_bytes"] == sum(content["chosen"]["plan"]["by_pool"].values())
     assert content["next_larger"]["needed_bytes"] == least(candidates, "large")
 
@@ -151,3 +152,37 @@ def test_explain_for_people_and_machines(tmp_path: Path) -> None:
     nothing = explanation(tmp_path, [str(one)], EngineOptions(parallel=2, memory=needed - 1))
     assert nothing["chosen"] is None and nothing["next_larger"]["name"] == "small"
     assert "nothing" in explanation_text(nothing)
+
+
+@pytest.mark.parametrize(
+    "asked, backend, weights, isa",
+    [
+        ({}, "cpu", "bf16", best_isa()),
+        ({"format": "int4"}, "cpu", "int4", best_isa()),
+        ({"format": "int8", "isa": "scalar"}, "cpu", "int8", "scalar"),
+        ({"backend": "reference"}, "reference", "bf16", None),
+    ],
+)
+def test_explain_says_what_would_compute(
+    tmp_path: Path, asked: dict[str, str], backend: str, weights: str, isa: str | None
+) -> None:
+    one = write_tiny(tmp_path / "models" / "small", 64)
+    content = explanation(tmp_path, [str(one)], EngineOptions(memory=1 << 30, **asked))
+    plan = content["chosen"]["plan"]
+    assert (plan["backend"], plan["format"], plan["isa"]) == (backend, weights, isa)
+    told = f"back end {backend} ({isa}), weights {weights}" if isa else f"back end {backend}, weights {weights}"
+    assert told in explanation_text(content)
+
+
+def test_explain_refuses_a_set_that_the_machine_lacks(tmp_path: Path) -> None:
+    one = write_tiny(tmp_path / "models" / "small", 64)
+    with pytest.raises(BadOption, match=r"--isa.*it has: auto .*scalar"):
+        explanation(tmp_path, [str(one)], EngineOptions(memory=1 << 30, isa=missing_isa()))
+
+
+def missing_isa() -> str:
+    (choices,) = (option.choices for option in CLI_OPTIONS if option.name == "isa")
+    missing = sorted(set(choices) - {"auto", *available_isas()})
+    if not missing:
+        pytest.skip("this machine has every set")
+    return missing[0]

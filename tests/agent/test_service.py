@@ -139,6 +139,7 @@ async def test_light_and_true_in_its_status(
         await until(lambda: controller.peers[0].heartbeats()[-1].HasField("stats"))
         page = await asyncio.to_thread(lambda: urllib.request.urlopen(status["metrics"], timeout=5).read().decode())
         assert "shoal_requests_running 0.0" in page
+        assert 'backend="reference"' in page and 'format="bf16"' in page and 'isa="FAKE2"' in page
         peer = controller.peers[0]
         peer.submit("r", "count", max_tokens=20)
         await until(lambda: peer.finish_of("r"))

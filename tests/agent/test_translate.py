@@ -244,6 +244,7 @@ def test_a_served_model() -> None:
         size="0.8b",
         format="bf16",
         backend="reference",
+        isa="avx2",
         max_model_len=10,
         vocab_size=11,
         max_running=12,

@@ -169,7 +169,9 @@ def ready_node(node_id: str, **fields: Any) -> fleet_pb2.Node:
             engine_pid=101,
             slots=4,
             model=node_pb2.ServedModel(
-                name="tiny", size="tiny", format="int8", backend="cpu", source_digest="s1", serving_digest="s2"
+                **{"name": "tiny", "size": "tiny", "format": "int8", "backend": "cpu", "isa": "avx2"},
+                source_digest="s1",
+                serving_digest="s2",
             ),
             planned_bytes={"weights": 3_000_000, "kv": 1_000_000},
         ),

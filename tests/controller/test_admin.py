@@ -41,12 +41,23 @@ async def test_nodes_show_everything_and_nothing_unknown_as_zero() -> None:
     assert {name: shown[name] for name in ("state", "pid", "engine_pid", "model", "credits", "in_flight", "running")} == {
         "state": "ready", "pid": 100, "engine_pid": 101, "model": "tiny", "credits": 3, "in_flight": 1, "running": 1,
     }  # fmt: skip
+    assert (shown["format"], shown["backend"], shown["isa"]) == ("int8", "cpu", "avx2")
     assert (shown["source_digest"], shown["serving_digest"]) == ("s1", "s2")
     assert shown["planned_bytes"] == {"weights": 3_000_000, "kv": 1_000_000}
     assert (shown["planned_total_bytes"], shown["resident_bytes"]) == (4_000_000, 5_000_000)
     assert shown["power"] == [{"domain": "package", "provenance": "rapl", "watts": 12.5, "joules_total": None}]
     assert nodes["gone"]["state"] == "lost"
-    for name in ("pid", "engine_pid", "model", "running", "rtt_s", "resident_bytes", "planned_total_bytes", "hardware"):
+    for name in (
+        "pid",
+        "engine_pid",
+        "model",
+        "isa",
+        "running",
+        "rtt_s",
+        "resident_bytes",
+        "planned_total_bytes",
+        "hardware",
+    ):
         assert nodes["bare"][name] is None
     assert missing.status_code == 404 and missing.json()["error"]["code"] == "node_not_found"
 
@@ -74,7 +85,19 @@ async def test_the_console_is_complete_without_scripts() -> None:
         live = await client.get("/console/live")
     assert (root.status_code, root.headers["location"]) == (302, "/console")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    for text in ("node-1", "ready", "lost", "tiny", "1 / 4", "3.81 MiB", "2 ms", "q-1", "no_capacity", "1.2.3"):
+    for text in (
+        "node-1",
+        "ready",
+        "lost",
+        "tiny",
+        "1 / 4",
+        "int8 · cpu · avx2",
+        "3.81 MiB",
+        "2 ms",
+        "q-1",
+        "no_capacity",
+        "1.2.3",
+    ):
         assert text in page.text
     assert '<meta http-equiv="refresh"' in page.text
     assert 'lang="en"' in page.text and '<th scope="col">' in page.text

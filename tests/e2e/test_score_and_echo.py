@@ -19,6 +19,8 @@ import pytest
 from safetensors.numpy import load_file
 from shoal_e2e_fleet import Fleet, running_fleet  # type: ignore[import-not-found]
 
+from shoal.kernels.cpu import best_isa
+
 pytestmark = pytest.mark.e2e
 
 POCKET = Path(__file__).parents[2] / "models" / "pocket"
@@ -43,6 +45,17 @@ class Served:
         assert answer.status_code == 200, answer.text
         choice: dict[str, Any] = answer.json()["choices"][0]
         return choice
+
+    def tell(self, *words: str) -> Any:
+        """What a command of `shoal` prints as JSON, with this fleet's folder and format."""
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "shoal.deploy", *words],
+            env=os.environ | {"SHOAL_HOME": str(self.fleet.home)},
+            capture_output=True,
+            check=True,
+            timeout=100,
+        )
+        return json.loads(done.stdout)
 
     def scores(self, ids: list[int], folder: Path) -> np.ndarray:
         """Log-softmax of the scored logits, [T, V] f64."""
@@ -107,3 +120,21 @@ def test_an_answer_equals_its_score(served: Served, tmp_path: Path) -> None:
     assert len(drawn) == NUM_DRAWN
     scores = served.scores(prompt + drawn, tmp_path)
     assert_agree(choice["logprobs"], prompt + drawn, scores)
+
+
+def test_the_node_says_what_explain_foretold(served: Served) -> None:
+    """Back end, weight format and instruction set: of the selection, of the engine, and as administrators see them."""
+    words = ("--model", str(POCKET), "--backend", "cpu", "--format", served.format, "--json")
+    plan = served.tell("explain", *words)["chosen"]["plan"]
+    (node,) = served.tell("node", "list", "--http", served.fleet.url, "--json")
+    assert served.tell("node", "show", node["id"], "--http", served.fleet.url)["isa"] == node["isa"]
+    told = [(facts["backend"], facts["format"], facts["isa"]) for facts in (plan, node)]
+    assert told == [("cpu", served.format, best_isa())] * 2
+    table = subprocess.run(
+        [sys.executable, "-P", "-m", "shoal.deploy", "node", "list", "--http", served.fleet.url],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    ).stdout
+    assert f"{served.format} cpu {best_isa()}" in " ".join(table.split())

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from shoal.kernels.cpu import best_isa
 from shoal.runtime import wire
 
 TIMEOUT_S = 30.0
@@ -140,6 +141,8 @@ def test_a_conversation_from_configure_to_the_end(
     ready: wire.Ready = child.wait_for(is_ready)
     assert (ready.model, ready.max_model_len, ready.max_running) == ("tiny", 1024, 2)
     assert ready.vocab_size == 300
+    assert (ready.backend, ready.format) == (backend, "bf16")
+    assert ready.isa == best_isa() if backend == "cpu" else ready.isa != ""  # torch has words of its own
     assert {"chat", "completions"} <= set(ready.capabilities)
     assert len(ready.source_digest) == len(ready.serving_digest) == 64
     assert ready.source_digest != ready.serving_digest

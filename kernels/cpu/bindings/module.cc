@@ -18,12 +18,15 @@ nb::tuple available_isas() {
   return nb::tuple(names);
 }
 
+std::string choose_isa(const std::string& asked) { return kernels_named(asked).isa; }
+
 }  // namespace
 }  // namespace shoal
 
 NB_MODULE(_cpu, m) {
   nanobind::exception<shoal::UnsupportedIsa>(m, "UnsupportedIsa", PyExc_ValueError);
   m.def("available_isas", &shoal::available_isas);
+  m.def("choose_isa", &shoal::choose_isa);
   shoal::bind_attention(m);
   shoal::bind_convert(m);
   shoal::bind_rows(m);
