@@ -4,6 +4,7 @@
 #   make up ARGS='--once "What is 17 + 25?"'    a whole fleet on this machine
 #   make test                                   every test that needs no GPU, browser, database server or long time
 #   make test-slow                              the tests that take minutes
+#   make test-memory                            of those, what an engine of each size holds against its plan, as a table
 #   make test-sanitize                          the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 #   make check                                  style, types, generated code, wire compatibility, architecture, links
 #   make bench                                  numbers of this machine, as JSON in build/bench
@@ -30,7 +31,7 @@ PROTOS  := $(sort $(wildcard proto/v1/*.proto))
 PROTOC   = $(BIN)/python -P -m grpc_tools.protoc -Ishoal/proto=proto
 RELEASE := proto/released/v0.1.binpb
 
-.PHONY: up test test-slow test-sanitize check check-style check-types check-proto check-house format bench bench-cpu eval-pocket wheel proto proto-release constraints clean links
+.PHONY: up test test-slow test-memory test-sanitize check check-style check-types check-proto check-house format bench bench-cpu eval-pocket wheel proto proto-release constraints clean links
 .DELETE_ON_ERROR:
 
 # Needs no torch, but for the reference back end.
@@ -43,6 +44,9 @@ test: $(DEV)
 # `make -k check` goes on after the first complaint.
 test-slow: $(DEV)
 	@$(NICE) $(BIN)/pytest -p no:xdist -m slow $(ARGS)
+
+test-memory: $(DEV)
+	@$(NICE) $(BIN)/pytest -p no:xdist -m slow -s -rs tests/runtime/test_resident_memory.py $(ARGS)
 
 # A module of its own beside the usual one: an environment that borrows the packages of .venv, and only its own `shoal`.
 # The C++ library is loaded first, for AddressSanitizer looks for what it replaces when the process starts.
