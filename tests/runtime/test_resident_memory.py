@@ -76,7 +76,7 @@ def write_hollow(directory: Path, size: str, weight_format: str) -> ModelConfig:
     config = ModelConfig.from_mapping(content)
     tokenizer = make_tokenizer(config.vocab_size, config.max_position_embeddings)
     write_side_files(directory, with_token_ids(content, tokenizer), tokenizer, small_template=True)
-    metadata = dict(format_version=FORMAT_VERSION, format=weight_format, source_digest="0" * 64, quantisation="{}")
+    metadata = {"format_version": FORMAT_VERSION, "format": weight_format, "quantisation": "{}", "source_digest": "0"}
     specs = container_tensors(config, weight_format)
     room = end = header_room(specs, metadata)
     entries = {}
