@@ -1,6 +1,7 @@
 """The engine's team of threads, seen from outside: it goes on when oversubscribed, sleeps when idle, and leaves no trace."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -12,6 +13,10 @@ import pytest
 from shoal.kernels.cpu.engine import Step, TopRequest
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+NUM_STEPS = 20
+ENOUGH_S = 60.0
+"""For NUM_STEPS steps of a tiny model, which take milliseconds: what has not ended by then stands still."""
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +133,75 @@ def test_two_callers_of_one_engine_do_not_mix(model):
         thread.join()
     assert equal
     assert all(equal)
+
+
+def advance_apart(model, num_engines, prepare, **sizes):
+    """NUM_STEPS steps of each of so many engines, all at once, each driven by a thread that `prepare` was called on. The results."""
+    finished = []
+
+    def serve():
+        prepare()
+        engine = model.engine(**sizes)
+        results = [run(engine)[0]] + [run(engine, 5, 20 + 5 * i)[0] for i in range(NUM_STEPS - 1)]
+        finished.append(results)
+
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(num_engines)]
+    deadline = time.monotonic() + ENOUGH_S
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    assert len(finished) == num_engines, f"{num_engines - len(finished)} of {num_engines} engines stand still"
+    return finished
+
+
+def assert_equal_steps(finished, want):
+    for results in finished:
+        for got, expected in zip(results, want, strict=True):
+            assert np.array_equal(got, expected)
+
+
+@linux_only
+@pytest.mark.parametrize("threads", [2, 5])
+def test_a_team_with_one_processor_goes_on(model, threads):
+    """Whoever waits leaves the processor to whom it waits for. Threads inherit where they may run."""
+    (want,) = advance_apart(model, 1, lambda: None)
+    only = min(os.sched_getaffinity(0))
+    assert_equal_steps(advance_apart(model, 1, lambda: os.sched_setaffinity(0, {only}), threads=threads), want)
+
+
+@linux_only
+def test_two_teams_pinned_to_the_same_processors_go_on(model):
+    (want,) = advance_apart(model, 1, lambda: None)
+    cores = sorted(os.sched_getaffinity(0))
+    pins = (cores[0], cores[-1])
+    assert_equal_steps(advance_apart(model, 2, lambda: None, threads=2, cpus=pins), want)
+
+
+@linux_only
+def test_who_waits_for_a_slow_member_sleeps(model):
+    """The second thread of the team is given next to no time; meanwhile the first, on a processor of its own, takes next to none."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("needs two processors")
+    tasks = Path("/proc/self/task")
+    before = {task.name for task in tasks.iterdir()}
+    engine = model.engine(threads=2, cpus=(cores[0], cores[1]))
+    (member,) = {task.name for task in tasks.iterdir()} - before
+    run(engine)
+    os.setpriority(os.PRIO_PROCESS, int(member), 19)
+    code = f"import os; os.sched_setaffinity(0, {{{cores[1]}}}); print(flush=True)\nwhile True: pass"
+    hog = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        hog.stdout.readline()
+        wall, used, deadline = 0.0, 0.0, time.monotonic() + ENOUGH_S
+        while wall < 0.5:
+            assert time.monotonic() < deadline
+            started_at, used_before = time.monotonic(), time.thread_time()
+            run(engine)
+            if (step_s := time.monotonic() - started_at) > 0.01:  # a step that had to wait
+                wall, used = wall + step_s, used + time.thread_time() - used_before
+    finally:
+        hog.kill()
+        hog.communicate()
+    assert used < 0.5 * wall
