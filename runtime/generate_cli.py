@@ -91,9 +91,10 @@ def generate(
         directory = resolve_model(model)
         # Here and not above: `--help` and wrong options must not wait for numpy, nor for torch where the reference back end runs.
         wait_passively()
-        from .loading import load_engine
+        from .loading import Reads, load_engine
 
-        engine = load_engine(directory, options, announce=_announce).engine
+        reads = Reads.IDS if ids_file is not None else Reads.TEXT if chat is None else Reads.CONVERSATIONS
+        engine = load_engine(directory, options, announce=_announce, reads=reads).engine
         engine.add(request)
         while engine.has_work:
             for output in engine.step():

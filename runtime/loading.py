@@ -6,23 +6,38 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .backends import stored_format_of
 from .block_manager import BlockManager
-from .chat_template import ChatTemplate
 from .config import EngineOptions, load_generation_defaults, load_model_config
-from .engine import MAX_PREFILL_BESIDE_DECODE, MAX_WAITING, Engine, Runner
-from .intake import Intake
 from .model_config import ModelConfig
 from .model_dirs import shoal_home
 from .plan import MemoryPlan, plan_memory
-from .prompt import build_prompt
-from .scheduler import Scheduler, SchedulerLimits
-from .tokenizer import Tokenizer, read_tokenizer_files
+from .tokenizer import Tokenizer
+from .tokenizer_files import read_tokenizer_files
+from .wire import Conversation, Prompt
+
+if TYPE_CHECKING:
+    from .chat_template import ChatTemplate
+    from .engine import Engine, Runner
+    from .prompt import BuiltPrompt
 
 Announce = Callable[[str], None]
+
+
+class Reads(IntEnum):
+    """What prompts are to be read at once. What the others need is built when the first of them comes, which takes tenths of a
+    second, and what is wrong with it is told then."""
+
+    IDS = 0
+    TEXT = 1
+    """The tokenizer is there too."""
+    CONVERSATIONS = 2
+    """And the chat template."""
 
 
 class LoadedBackend(Protocol):
@@ -90,13 +105,18 @@ class LoadedEngine:
     options: EngineOptions
     backend: LoadedBackend
     home: Path
-    has_template: bool
+    template: Callable[[], ChatTemplate | None]
     load_s: float
 
     @property
     def plan(self) -> MemoryPlan:
         """What was allocated."""
         return self.backend.plan
+
+    @property
+    def has_template(self) -> bool:
+        """Whether conversations can be read. Raises TemplateInvalid where it had not been looked at."""
+        return self.template() is not None
 
 
 def load_engine(
@@ -105,12 +125,13 @@ def load_engine(
     *,
     home: Path | None = None,
     announce: Announce = lambda line: None,
+    reads: Reads = Reads.CONVERSATIONS,
     clock: Callable[[], float] = time.monotonic,
 ) -> LoadedEngine:
     """Check, plan, load, allocate: in this order, so that what cannot be served fails before it takes memory.
 
-    `home`: where converted weights are kept, by default $SHOAL_HOME; `announce` gets a line about whatever is worth one. Raises
-    ModelLoadError, OptionInvalid.
+    `home`: where converted weights are kept, by default $SHOAL_HOME; `announce` gets a line about whatever is worth one. What serves
+    leaves `reads` as it is: then a broken tokenizer or template is known now. Raises ModelLoadError, OptionInvalid.
     """
     began_at = clock()
     directory = Path(directory)
@@ -122,13 +143,27 @@ def load_engine(
         announce(f"the reference back end serves: {plan.note}")
     defaults = load_generation_defaults(directory, config)
     files = read_tokenizer_files(directory)
-    # Side by side: the native back end maps and fills its pools without the interpreter's lock, as long as the rest takes.
+    # Side by side: the native back end maps without the interpreter's lock, as long as the rest takes. Not imported above, for the
+    # same reason: numpy and the library of the tokenizer are most of what a start has to wait for.
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as beside:
         loading = beside.submit(
             load_backend, directory, config, options, plan, stored_format, home, files.vocab_size, announce
         )
-        tokenizer = Tokenizer.of(files)
-        template = ChatTemplate.load(directory, tokenizer)
+        from .engine import MAX_PREFILL_BESIDE_DECODE, MAX_WAITING, Engine
+        from .intake import Intake
+        from .prompt import build_prompt
+        from .scheduler import Scheduler, SchedulerLimits
+
+        tokenizer = Tokenizer.of(files, at_once=reads >= Reads.TEXT)
+
+        @cache
+        def template() -> ChatTemplate | None:
+            from .chat_template import ChatTemplate
+
+            return ChatTemplate.load(directory, tokenizer)
+
+        if reads >= Reads.CONVERSATIONS:
+            template()
         backend = loading.result()
     plan = backend.plan
     blocks = BlockManager(num_blocks=plan.num_blocks, num_slots=plan.num_slots, block_tokens=plan.block_tokens)
@@ -141,16 +176,20 @@ def load_engine(
         cut_tokens=backend.cut_tokens,
     )
     max_model_len = min(plan.context, blocks.capacity_tokens)
+
+    def build(prompt: Prompt) -> BuiltPrompt:
+        compiled = template() if isinstance(prompt, Conversation) else None
+        return build_prompt(prompt, tokenizer, compiled, context=max_model_len)
+
     intake = Intake(
         tokenizer=tokenizer,
-        build=lambda prompt: build_prompt(prompt, tokenizer, template, context=max_model_len),
+        build=build,
         defaults=defaults,
         max_model_len=max_model_len,
         head_rows=config.vocab_size,
     )
     engine = Engine(intake, Scheduler(limits, blocks), backend.runner(blocks, clock), clock)
-    has_template = template is not None
-    return LoadedEngine(engine, directory, config, options, backend, home, has_template, clock() - began_at)
+    return LoadedEngine(engine, directory, config, options, backend, home, template, clock() - began_at)
 
 
 def load_backend(

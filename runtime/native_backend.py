@@ -1,4 +1,7 @@
-"""The native back end, loaded: converted weights mapped, the pools of kernels/cpu allocated. No torch."""
+"""The native back end, loaded: converted weights mapped, the pools of kernels/cpu allocated. No torch.
+
+Nor numpy before the weights are mapped: while they are, another thread may import it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
+from typing import TYPE_CHECKING
 
 from shoal.kernels.cpu import UnsupportedIsa, module_path
-from shoal.kernels.cpu import engine as native
-from shoal.kernels.cpu.engine import ATTENTION, DELTA, Engine, EngineShape, EngineSizes, WeightTensor
+from shoal.kernels.cpu import engine_shape as native
+from shoal.kernels.cpu.engine_shape import ATTENTION, DELTA, EngineShape, EngineSizes, WeightTensor
 
 from . import native_plan
 from .block_manager import BlockManager
@@ -20,12 +23,15 @@ from .cores import choose_threads, processors_for
 from .digest import hash_file
 from .errors import AllocationFailed, CheckpointCorrupt, OptionInvalid, UnsupportedShape
 from .model_config import FULL_ATTENTION, ModelConfig
-from .native_runner import NativeRunner
-from .native_score import score_pieces
 from .native_weights import ServedWeights
 from .options import EngineOptions
 from .plan import MemoryPlan
 from .sizes import num_parameters
+
+if TYPE_CHECKING:
+    from shoal.kernels.cpu.engine import Engine
+
+    from .native_runner import NativeRunner
 
 
 def engine_shape(config: ModelConfig) -> EngineShape:
@@ -74,7 +80,7 @@ def open_engine(container: Container, shape: EngineShape, sizes: EngineSizes) ->
     """Map and allocate. Raises UnsupportedShape, OptionInvalid, CheckpointCorrupt, AllocationFailed."""
     tensors = [_located(name, tensor) for name, tensor in container.tensors.items()]
     try:
-        return Engine(shape, sizes, container.path, tensors)
+        opened = native.open_engine(shape, sizes, container.path, tensors)
     except UnsupportedIsa as error:
         raise OptionInvalid("isa", str(error)) from error
     except native.UnsupportedShape as error:
@@ -85,6 +91,9 @@ def open_engine(container: Container, shape: EngineShape, sizes: EngineSizes) ->
         raise CheckpointCorrupt(str(error), file=container.path.name) from error
     except OSError as error:
         raise CheckpointCorrupt(f"cannot be mapped: {error.strerror}", file=container.path.name) from error
+    from shoal.kernels.cpu.engine import Engine
+
+    return Engine.around(shape, sizes, opened)
 
 
 def _located(name: str, tensor: ContainerTensor) -> WeightTensor:
@@ -168,14 +177,20 @@ class NativeBackend:
     @cached_property
     def determinism_class(self) -> str:
         """Build, and the instruction set only where products are not exact: int8 and int4 give the same bits on all of them."""
+        from importlib import metadata  # brings half the e-mail package
+
         build = hash_file(module_path())[:12]
         machine = platform.machine() if self.plan.format != "bf16" else f"{platform.machine()}-{self.engine.isa}"
         return f"shoal-{metadata.version('shoal')}/cpu-{build}/{machine}"
 
     def runner(self, blocks: BlockManager, clock: Callable[[], float]) -> NativeRunner:
         """What computes the steps over these books."""
+        from .native_runner import NativeRunner
+
         return NativeRunner(self.engine, blocks, clock)
 
     def score(self, config: ModelConfig, ids: Sequence[int], points: Sequence[int]) -> Iterator[tuple[str, memoryview]]:
         """LoadedBackend.score."""
+        from .native_score import score_pieces
+
         return score_pieces(self.engine, config, ids, points)

@@ -25,8 +25,8 @@ class NativeRunner:
         self._blocks = blocks
         self._clock = clock
         self._vocab_size = engine.shape.vocab_size
-        # Written to now: planned bytes are resident from the start, and no step waits for fresh pages.
-        self._logits = np.full((engine.sizes.max_full_rows, self._vocab_size), 0.0, dtype=np.float32)
+        # Its pages come when a row is first asked for: most requests never do.
+        self._logits = np.zeros((engine.sizes.max_full_rows, self._vocab_size), dtype=np.float32)
         self._no_row = self._logits[:0]
 
     def execute(self, plan: StepPlan, wanted: Sequence[CandidatesWanted | None]) -> StepResult:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .container import Container, open_container
-from .convert import convert_directory
 from .cores import num_cores
 from .digest import served_files
 from .errors import CheckpointCorrupt, OptionInvalid
@@ -86,6 +85,8 @@ def _convert(directory: Path, target: Path, format: str, announce: Announce) -> 
         if tenths > told and time.monotonic() - began_at > 2.0:
             announce(f"converting {directory.name}: {10 * tenths} %")
         told = max(told, tenths)
+
+    from .convert import convert_directory  # numpy and much else, for what is done once
 
     convert_directory(directory, target, format, progress=progress, threads=num_cores())
     announce(f"converted in {time.monotonic() - began_at:.1f} s")

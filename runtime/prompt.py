@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .chat_template import RESERVED_VARIABLES, ChatTemplate, Rendered
 from .errors import ContextTooLong
 from .text_errors import ContentNotSupported, MessagesInvalid, TemplateFailed, TokenIdInvalid
 from .tokenizer import Tokenizer
 from .wire import Conversation, IdsPrompt, Prompt, TextPrompt
+
+if TYPE_CHECKING:  # with it comes the template language, for conversations only
+    from .chat_template import ChatTemplate, Rendered
 
 MAX_MESSAGES = 100_000
 """Messages of one conversation; the body limit of the API holds fewer."""
@@ -165,6 +167,8 @@ def _decode_variables(source: bytes) -> Mapping[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise MessagesInvalid(f"{param} is not an object", param)
+    from .chat_template import RESERVED_VARIABLES
+
     for name in value:
         if name in RESERVED_VARIABLES:
             raise MessagesInvalid(f"{name} cannot be set for the template", f"{param}.{name}")

@@ -12,34 +12,27 @@ build on.
 from __future__ import annotations
 
 import re
+import threading
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import tokenizers
+
+from shoal.kernels.cpu import Vocabulary
 
 from .text_errors import TokenizerInvalid
+from .tokenizer_files import ControlToken, TokenizerFiles, read_tokenizer_files
 
-MAX_FILE_BYTES = 256 * 1024 * 1024
-"""Published tokenizer.json files are 7 to 20 MB; a larger file than this is not one."""
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = ["ControlToken", "Tokenizer"]
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Named tokens of tokenizer_config.json that a chat template sees as variables."""
-
-
-@dataclass(frozen=True, slots=True)
-class ControlToken:
-    """An added token: found in raw text as a whole, never produced from plain text."""
-
-    token_id: int
-    text: str
-    is_special: bool
-    """Flagged special: such a token gives no text in raw answers. Markers like `<think>` are usually not flagged."""
-    strips_left: bool = False
-    strips_right: bool = False
 
 
 def _byte_of_letter() -> dict[str, int]:
@@ -59,77 +52,41 @@ _LETTER_OF_BYTE = {byte: letter for letter, byte in _BYTE_OF_LETTER.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizerFiles:
-    """tokenizer.json and tokenizer_config.json, parsed: what is known before the tokenizer itself is built."""
+class _Encoders:
+    """The library's tokenizers."""
 
-    directory: Path
-    text: str
-    """tokenizer.json, with the added tokens that only the other file declares."""
-    config: Mapping[str, Any]
-    added: Mapping[str, int]
-    """Ids of the added tokens by their text."""
-    vocab: Mapping[str, int] | None
-    """The other tokens; None where the file has no such table."""
-
-    @property
-    def vocab_size(self) -> int | None:
-        """Ids are below this; None where only the tokenizer itself can tell."""
-        return None if self.vocab is None else max([*self.vocab.values(), *self.added.values()], default=-1) + 1
-
-
-def read_tokenizer_files(directory: str | Path) -> TokenizerFiles:
-    """Read tokenizer.json and, where present, tokenizer_config.json.
-
-    Added tokens that only tokenizer_config.json declares are added too, at their declared ids. Raises TokenizerInvalid.
-    """
-    directory = Path(directory)
-    source = _read(directory / "tokenizer.json")
-    config_path = directory / "tokenizer_config.json"
-    config = _json_object(_read(config_path), config_path.name) if config_path.is_file() else {}
-    tree = _json_object(source, "tokenizer.json")
-    text = source.decode("utf-8")  # msgspec has checked that it is UTF-8
-    missing = _missing_added_tokens(tree, config)
-    if missing:
-        tree["added_tokens"] = sorted([*(tree.get("added_tokens") or []), *missing], key=lambda item: item["id"])
-        text = msgspec.json.encode(tree).decode("utf-8")
-    added = {item["content"]: item["id"] for item in tree.get("added_tokens") or []}
-    return TokenizerFiles(directory, text, config, added, _vocab(tree))
+    full: tokenizers.Tokenizer
+    plain: tokenizers.Tokenizer
+    """The same model object without the added tokens: no second vocabulary in memory."""
 
 
 class Tokenizer:
     """Immutable after loading; safe to use from several threads."""
 
-    def __init__(
-        self, full: tokenizers.Tokenizer, config: Mapping[str, Any], directory: Path, vocab: Mapping[str, int]
-    ) -> None:
-        """Use `load`. `vocab`: every token of `full` but the added ones. Raises TokenizerInvalid where it is not byte-level."""
-        if not _is_byte_level(full):
+    def __init__(self, files: TokenizerFiles, vocabulary: Vocabulary, encoders: _Encoders | None) -> None:
+        """Use `load` or `of`. `encoders`: None to build them when something is encoded. Raises TokenizerInvalid where it is not byte-level."""
+        if "ByteLevel" not in files.decoder:
             raise TokenizerInvalid("only byte-level tokenizers are served", file="tokenizer.json")
-        self.directory = directory
-        self.config = config
+        self.directory = files.directory
+        self.config = files.config
         """tokenizer_config.json as a mapping, empty where there is none."""
-        self._full = full
-        # The same model object without the added tokens: no second vocabulary in memory.
-        self._plain = tokenizers.Tokenizer(full.model)
-        self._plain.normalizer = full.normalizer
-        self._plain.pre_tokenizer = full.pre_tokenizer
-        added = full.get_added_tokens_decoder()
-        self.controls: Mapping[str, ControlToken] = {
-            token.content: ControlToken(index, token.content, token.special, token.lstrip, token.rstrip)
-            for index, token in sorted(added.items())
-        }
+        self._encoders = encoders
+        self._unbuilt = files if encoders is None else None
+        self._building = threading.Lock()
+        self._vocabulary = vocabulary
+        self.controls: Mapping[str, ControlToken] = files.controls
         """The added tokens by their text."""
         self._controls_by_id = {control.token_id: control for control in self.controls.values()}
         self._control_ids = frozenset(self._controls_by_id)
         longest_first = sorted(self.controls, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         """Finds the text of any added token, the longest first."""
-        self.vocab_size: int = max([*vocab.values(), *self._controls_by_id], default=-1) + 1
+        self.vocab_size: int = max(vocabulary.size, *(index + 1 for index in self._controls_by_id), 0)
         """Ids are below this; the model's head may have more rows."""
-        self._longest_token_bytes = max(map(len, (*vocab, *self.controls)), default=0)
-        self._normalises_to_nfc = "NFC" in repr(full.normalizer)
-        self._keeps_length = full.normalizer is None or self._normalises_to_nfc
-        self.named_tokens: Mapping[str, str] = _named_tokens(config)
+        self._longest_token_bytes = max(vocabulary.longest, *map(len, self.controls), 0)
+        self._normalises_to_nfc = "NFC" in files.normalizer
+        self._keeps_length = files.normalizer == "null" or self._normalises_to_nfc
+        self.named_tokens: Mapping[str, str] = _named_tokens(files.config)
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
@@ -137,31 +94,34 @@ class Tokenizer:
         return cls.of(read_tokenizer_files(directory))
 
     @classmethod
-    def of(cls, files: TokenizerFiles) -> Tokenizer:
-        """From files that were read. Raises TokenizerInvalid."""
-        try:
-            full = tokenizers.Tokenizer.from_str(files.text)
-        except Exception as error:  # the library raises a bare Exception
-            raise TokenizerInvalid(f"is no tokenizer: {error}", file="tokenizer.json") from error
-        for content, index in files.added.items():
-            if full.token_to_id(content) != index:
-                raise TokenizerInvalid(f"{content!r} cannot have id {index}", file="tokenizer.json")
-        full.no_padding()
-        full.no_truncation()
-        # The file's own table: asking the library for its copy takes longer than reading the file.
-        vocab = files.vocab if files.vocab is not None else full.get_vocab(with_added_tokens=False)
-        return cls(full, files.config, files.directory, vocab)
+    def of(cls, files: TokenizerFiles, *, at_once: bool = True) -> Tokenizer:
+        """From files that were read. Not `at_once`: what encodes is built when it is first asked for, and whatever is wrong with it is
+        raised then; decoding needs none of it. Raises TokenizerInvalid."""
+        if not at_once and files.vocabulary is not None:
+            return cls(files, files.vocabulary, None)
+        encoders = _build(files)
+        return cls(files, files.vocabulary or _vocabulary_of(encoders.full), encoders)
+
+    @property
+    def _library(self) -> _Encoders:
+        """Raises TokenizerInvalid."""
+        with self._building:
+            if self._encoders is None:
+                assert self._unbuilt is not None
+                self._encoders = _build(self._unbuilt)
+                self._unbuilt = None
+            return self._encoders
 
     def encode_raw(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of trusted text: control strings are parsed. With `add_special_tokens`, also what the tokenizer's own
         post-processor puts around a text (nothing in this family). Lone surrogates are read as U+FFFD."""
-        return _ids(self._full, text, add_special_tokens)
+        return _ids(self._library.full, text, add_special_tokens)
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of anybody's text: no control token comes out."""
         if not text:
             return []
-        ids = _ids(self._plain, text, False)
+        ids = _ids(self._library.plain, text, False)
         if self._control_ids.isdisjoint(ids):
             return ids
         # The base vocabulary holds a control token as an ordinary entry too: spell that one in bytes.
@@ -201,11 +161,10 @@ class Tokenizer:
         control = self._controls_by_id.get(token_id)
         if control is not None:
             return control.text.encode("utf-8")
-        if not 0 <= token_id < self.vocab_size:
+        literal = self._vocabulary.literal(token_id)
+        if literal is None:
             return b""
-        token: str | None = self._full.id_to_token(token_id)
-        if token is None:
-            return b""
+        token = msgspec.json.decode(literal, type=str)
         try:
             return bytes(map(_BYTE_OF_LETTER.__getitem__, token))
         except KeyError:
@@ -239,61 +198,38 @@ class Tokenizer:
         """The same bytes, one base token each. Raises TokenizerInvalid where the vocabulary lacks a byte."""
         ids: list[int] = []
         for byte in self.token_bytes(token_id):
-            index = self._full.token_to_id(_LETTER_OF_BYTE[byte])
+            index = self._library.full.token_to_id(_LETTER_OF_BYTE[byte])
             if index is None or index in self._control_ids:
                 raise TokenizerInvalid(f"token {token_id} cannot be spelled in bytes", file="tokenizer.json")
             ids.append(index)
         return ids
 
 
-def _read(path: Path) -> bytes:
+def _build(files: TokenizerFiles) -> _Encoders:
+    """Raises TokenizerInvalid."""
+    import tokenizers  # loads a library of megabytes, which an answer to ids does without
+
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise TokenizerInvalid(f"is longer than {MAX_FILE_BYTES:,} bytes", file=path.name)
-        return path.read_bytes()
-    except OSError as error:
-        raise TokenizerInvalid(f"cannot be read from {path.parent}: {error.strerror}", file=path.name) from error
+        full = tokenizers.Tokenizer.from_buffer(files.source)
+    except Exception as error:  # the library raises a bare Exception
+        raise TokenizerInvalid(f"is no tokenizer: {error}", file="tokenizer.json") from error
+    for content, control in files.controls.items():
+        if full.token_to_id(content) != control.token_id:
+            raise TokenizerInvalid(f"{content!r} cannot have id {control.token_id}", file="tokenizer.json")
+    full.no_padding()
+    full.no_truncation()
+    plain = tokenizers.Tokenizer(full.model)
+    plain.normalizer = full.normalizer
+    plain.pre_tokenizer = full.pre_tokenizer
+    return _Encoders(full, plain)
 
 
-def _json_object(source: bytes, file: str) -> dict[str, Any]:
+def _vocabulary_of(full: tokenizers.Tokenizer) -> Vocabulary:
+    """Where the file itself has no table of ids by token. Raises TokenizerInvalid."""
     try:
-        value = msgspec.json.decode(source)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise TokenizerInvalid(f"is not JSON: {error}", file=file) from error
-    if not isinstance(value, dict):
-        raise TokenizerInvalid("is not a JSON object", file=file)
-    return value
-
-
-def _missing_added_tokens(tree: Mapping[str, Any], config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Entries of the config's `added_tokens_decoder` that tokenizer.json lacks, in tokenizer.json's form."""
-    listed = tree.get("added_tokens") or []
-    declared = config.get("added_tokens_decoder") or {}
-    try:
-        have = {item["content"] for item in listed if isinstance(item["id"], int)}
-        return [
-            {
-                "id": int(index),
-                "content": item["content"],
-                "single_word": bool(item.get("single_word", False)),
-                "lstrip": bool(item.get("lstrip", False)),
-                "rstrip": bool(item.get("rstrip", False)),
-                "normalized": bool(item.get("normalized", False)),
-                "special": bool(item.get("special", False)),
-            }
-            for index, item in declared.items()
-            if item["content"] not in have
-        ]
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise TokenizerInvalid("its added tokens have an unknown form", file="tokenizer.json") from error
-
-
-def _vocab(tree: Mapping[str, Any]) -> Mapping[str, int] | None:
-    """The model's table of tokens, where it is one of ids by token."""
-    model = tree.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    is_table = isinstance(vocab, dict) and all(type(index) is int for index in vocab.values())
-    return vocab if is_table else None
+        return Vocabulary(msgspec.json.encode(full.get_vocab(with_added_tokens=False)))
+    except ValueError as error:
+        raise TokenizerInvalid(f"its table of tokens {error}", file="tokenizer.json") from error
 
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -306,10 +242,6 @@ def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, str):
             named[name] = value
     return named
-
-
-def _is_byte_level(full: tokenizers.Tokenizer) -> bool:
-    return "ByteLevel" in repr(full.decoder)
 
 
 def _ids(tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from . import _cpu
-from ._cpu import UnsupportedIsa
+from ._cpu import UnsupportedIsa, Vocabulary
 
-__all__ = ["UnsupportedIsa", "available_isas", "best_isa", "choose_isa", "module_path"]
+__all__ = ["UnsupportedIsa", "Vocabulary", "available_isas", "best_isa", "choose_isa", "module_path"]
 
 
 def available_isas() -> tuple[str, ...]:

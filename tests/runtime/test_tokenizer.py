@@ -9,6 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from shoal.runtime.text_errors import TokenizerInvalid
 from shoal.runtime.tokenizer import Tokenizer
+from shoal.runtime.tokenizer_files import read_tokenizer_files
 
 LITERALS = [
     "<|im_start|>",
@@ -155,4 +156,49 @@ def test_a_broken_file_is_named(tmp_path, content, message):
 def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path):
     Library(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(TokenizerInvalid, match="byte-level"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_table_without_ids_is_the_librarys_to_refuse(tmp_path):
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}')
+    assert read_tokenizer_files(tmp_path).vocab_size is None
+    for at_once in (True, False):
+        with pytest.raises(TokenizerInvalid, match="is no tokenizer"):
+            Tokenizer.of(read_tokenizer_files(tmp_path), at_once=at_once)
+
+
+@given(text=salted)
+def test_built_later_it_is_the_same(tokenizer, tiny_dir, text):
+    later = Tokenizer.of(read_tokenizer_files(tiny_dir), at_once=False)
+    assert later.controls == tokenizer.controls
+    assert later.vocab_size == tokenizer.vocab_size
+    assert later.control_pattern == tokenizer.control_pattern
+    assert later.fewest_tokens(text) == tokenizer.fewest_tokens(text)
+    assert later.decode(range(later.vocab_size)) == tokenizer.decode(range(later.vocab_size))
+    assert later.encode_raw(text) == tokenizer.encode_raw(text)
+    assert later.encode_plain(text) == tokenizer.encode_plain(text)
+
+
+def test_the_added_tokens_are_those_of_the_library(library, tokenizer):
+    theirs = {
+        token.content: (index, token.special, token.lstrip, token.rstrip)
+        for index, token in library.get_added_tokens_decoder().items()
+    }
+    ours = {
+        text: (token.token_id, token.is_special, token.strips_left, token.strips_right)
+        for text, token in tokenizer.controls.items()
+    }
+    assert ours == theirs
+
+
+def test_built_later_what_is_wrong_is_said_when_it_is_needed(tiny_dir, tmp_path):
+    tree = json.loads((tiny_dir / "tokenizer.json").read_text(encoding="utf-8"))
+    tree["model"]["merges"] = [["no such", "token"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree), encoding="utf-8")
+    later = Tokenizer.of(read_tokenizer_files(tmp_path), at_once=False)
+    assert later.token_bytes(0) != b""
+    for _ in range(2):
+        with pytest.raises(TokenizerInvalid, match="is no tokenizer"):
+            later.encode_raw("a")
+    with pytest.raises(TokenizerInvalid, match="is no tokenizer"):
         Tokenizer.load(tmp_path)

@@ -66,5 +66,6 @@ void bind_engine(nb::module_& m);
 void bind_convert(nb::module_& m);
 void bind_limits(nb::module_& m);
 void bind_vector(nb::module_& m);
+void bind_vocabulary(nb::module_& m);
 
 }  // namespace shoal

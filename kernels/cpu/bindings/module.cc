@@ -24,6 +24,7 @@ std::string choose_isa(const std::string& asked) { return kernels_named(asked).i
 }  // namespace shoal
 
 NB_MODULE(_cpu, m) {
+  nanobind::set_leak_warnings(false);  // an object that outlives the interpreter is no news for whoever typed a command
   nanobind::exception<shoal::UnsupportedIsa>(m, "UnsupportedIsa", PyExc_ValueError);
   m.def("available_isas", &shoal::available_isas);
   m.def("choose_isa", &shoal::choose_isa);
@@ -35,5 +36,6 @@ NB_MODULE(_cpu, m) {
   shoal::bind_tiled(m);
   shoal::bind_delta(m);
   shoal::bind_vector(m);
+  shoal::bind_vocabulary(m);
   shoal::bind_direct(m);
 }

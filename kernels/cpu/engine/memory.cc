@@ -1,6 +1,7 @@
 #include "engine/memory.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <new>
 #include <system_error>
@@ -24,13 +25,13 @@ constexpr std::size_t kSmallPage = 4096;
 namespace {
 
 constexpr std::size_t kLargePage = std::size_t{2} << 20;
-constexpr std::size_t kPiece = std::size_t{16} << 20;  // made present between two looks at whether to end
+constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14: makes pages present, whatever they hold
+constexpr std::size_t kSmallPool = std::size_t{8} << 20;  // present at once: a thread for so little would cost more
+constexpr std::size_t kPiece = std::size_t{4} << 20;  // made present between two looks at whether to end
 
-// Makes pages present, whatever they hold. False where the system has no memory left or does not know the call.
-bool populate(std::uint8_t* begin, std::size_t num_bytes) {
-  constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, Linux 5.14
-  return madvise(begin, num_bytes, kPopulateWrite) == 0;
-}
+// Longer than a first answer takes to begin: whoever asks once and leaves never pays for pages that he does not use, which on a
+// machine that has to find them first can be most of a start.
+constexpr std::chrono::milliseconds kFillDelay{500};
 
 }  // namespace
 
@@ -43,38 +44,45 @@ Memory::Memory(std::size_t num_bytes) : num_bytes_(num_bytes) {
   void* p = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
   data_ = static_cast<std::uint8_t*>(p);
-  if (is_large) {
-    const std::size_t before = (kLargePage - reinterpret_cast<std::uintptr_t>(p) % kLargePage) % kLargePage;
-    if (before > 0) munmap(data_, before);
-    munmap(data_ + before + kept, mapped - before - kept);
-    data_ += before;
-    // Fewer misses of the translation buffer; a refusal costs speed only. Whole large pages: no more memory than asked for.
-    madvise(data_, num_bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
-  }
-  const std::size_t at_once = std::min(kept, kPresentAtOnce);
-  if (!populate(data_, at_once)) {
-    volatile std::uint8_t* touched = data_;
-    for (std::size_t at = 0; at < kept; at += kSmallPage) touched[at] = 0;
+  if (!is_large) {
+    madvise(data_, kept, kPopulateWrite);
     return;
   }
-  if (at_once == kept) return;
+  const std::size_t before = (kLargePage - reinterpret_cast<std::uintptr_t>(p) % kLargePage) % kLargePage;
+  if (before > 0) munmap(data_, before);
+  munmap(data_ + before + kept, mapped - before - kept);
+  data_ += before;
+  // Fewer misses of the translation buffer; a refusal costs speed only. Whole large pages: no more memory than asked for.
+  madvise(data_, num_bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
+  if (num_bytes <= kSmallPool) {
+    madvise(data_, kept, kPopulateWrite);
+    return;
+  }
   try {
-    filler_ = std::thread(&Memory::fill, this, at_once);
+    filler_ = std::thread(&Memory::fill, this);
   } catch (const std::system_error&) {  // no thread to be had: pages come when they are used
   }
 }
 
-void Memory::fill(std::size_t begin) {
+void Memory::fill() {
   sched_param none{};
   sched_setscheduler(0, SCHED_IDLE, &none);  // of this thread alone
   const std::size_t kept = round_up(num_bytes_, kSmallPage);
-  for (std::size_t at = begin; at < kept && !is_ending_.load(std::memory_order_relaxed); at += kPiece) {
-    if (!populate(data_ + at, std::min(kPiece, kept - at))) return;
+  auto wait = std::chrono::duration_cast<std::chrono::nanoseconds>(kFillDelay);
+  for (std::size_t at = 0; at < kept; at += kPiece, wait = std::chrono::nanoseconds{0}) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    if (ending_.wait_for(lock, wait, [this] { return is_ending_; })) return;
+    lock.unlock();
+    if (madvise(data_ + at, std::min(kPiece, kept - at), kPopulateWrite) != 0) return;  // no memory left, or an older system
   }
 }
 
 Memory::~Memory() {
-  is_ending_.store(true, std::memory_order_relaxed);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    is_ending_ = true;
+  }
+  ending_.notify_all();
   if (filler_.joinable()) filler_.join();
   if (data_ != nullptr) munmap(data_, round_up(num_bytes_, kSmallPage));
 }
@@ -87,7 +95,7 @@ Memory::Memory(std::size_t num_bytes) : num_bytes_(num_bytes) {
   std::memset(data_, 0, num_bytes);
 }
 
-void Memory::fill(std::size_t) {}
+void Memory::fill() {}
 
 Memory::~Memory() {
   if (data_ != nullptr) ::operator delete(data_, std::align_val_t(kSmallPage));

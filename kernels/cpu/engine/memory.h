@@ -1,16 +1,17 @@
 // The pools of an engine: zeroed memory, counted to the byte, on large pages where the system gives them.
 #pragma once
 
-#include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <thread>
 
 namespace shoal {
 
-// Zeroed memory, aligned to a page, or to a large page where it fills one. Its first kPresentAtOnce bytes are present when the
-// constructor returns; the rest is made present by a thread that runs only where a processor has nothing else to do, so that an
-// engine with gigabytes of pools serves at once and still holds soon what was planned. What is used before comes when it is used.
+// Zeroed memory, aligned to a page, or to a large page where it fills one. But for small pools, pages are present when they are first
+// used, and those that nobody has used kFillDelay after the constructor are made present by a thread that runs only where a processor
+// has nothing else to do: an engine with gigabytes of pools answers at once, and still holds soon what was planned.
 class Memory {
  public:
   explicit Memory(std::size_t num_bytes);  // throws std::bad_alloc
@@ -22,14 +23,14 @@ class Memory {
   std::size_t num_bytes() const { return num_bytes_; }
 
  private:
-  void fill(std::size_t begin);
+  void fill();
 
   std::uint8_t* data_ = nullptr;
   std::size_t num_bytes_;
-  std::atomic<bool> is_ending_{false};
+  std::mutex mutex_;
+  std::condition_variable ending_;
+  bool is_ending_ = false;
   std::thread filler_;
 };
-
-constexpr std::size_t kPresentAtOnce = std::size_t{256} << 20;
 
 }  // namespace shoal
