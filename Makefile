@@ -6,6 +6,7 @@
 #   make test-slow                              the tests that take minutes
 #   make test-memory                            of those, what an engine of each size holds against its plan, as a table
 #   make test-sanitize                          the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+#   make test-clang                             the same built by clang (CLANG=...): its tests, and that its bits are the usual ones
 #   make check                                  style, types, generated code, wire compatibility, architecture, links
 #   make bench                                  numbers of this machine, as JSON in build/bench
 #   make bench-cpu ARGS='--cells "0.8B/*"'       the native engine beside its peers and the machine's limits
@@ -31,7 +32,7 @@ PROTOS  := $(sort $(wildcard proto/v1/*.proto))
 PROTOC   = $(BIN)/python -P -m grpc_tools.protoc -Ishoal/proto=proto
 RELEASE := proto/released/v0.1.binpb
 
-.PHONY: up test test-slow test-memory test-sanitize check check-style check-types check-proto check-house format bench bench-cpu eval-pocket wheel proto proto-release constraints clean links
+.PHONY: up test test-slow test-memory test-sanitize test-clang check check-style check-types check-proto check-house format bench bench-cpu eval-pocket wheel proto proto-release constraints clean links
 .DELETE_ON_ERROR:
 
 # Needs no torch, but for the reference back end.
@@ -48,18 +49,34 @@ test-slow: $(DEV)
 test-memory: $(DEV)
 	@$(NICE) $(BIN)/pytest -p no:xdist -m slow -s -rs tests/runtime/test_resident_memory.py $(ARGS)
 
-# A module of its own beside the usual one: an environment that borrows the packages of .venv, and only its own `shoal`.
+# $(call build-beside,FOLDER,OPTIONS): a module of its own beside the usual one, in an environment that borrows the packages
+# of .venv, and only its own `shoal`.
+define build-beside
+	@$(PYTHON) -m venv --without-pip $(1)/venv
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(1)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	$(NICE) $(BIN)/python -m pip --python $(1)/venv/bin/python install --quiet --no-build-isolation --no-deps \
+	  -C build-dir=$(1)/cmake $(2) -e .
+endef
+
 # The C++ library is loaded first, for AddressSanitizer looks for what it replaces when the process starts.
 SANITIZE := build/sanitize
 test-sanitize: $(DEV)
-	@$(PYTHON) -m venv --without-pip $(SANITIZE)/venv
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  > "$$($(SANITIZE)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
-	$(NICE) $(BIN)/python -m pip --python $(SANITIZE)/venv/bin/python install --quiet --no-build-isolation --no-deps \
-	  -C build-dir=$(SANITIZE)/cmake -C cmake.define.SHOAL_SANITIZE=ON -e .
+	$(call build-beside,$(SANITIZE),-C cmake.define.SHOAL_SANITIZE=ON)
 	@ASAN_OPTIONS=detect_leaks=0 \
 	  LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" $(NICE) \
 	  $(SANITIZE)/venv/bin/python -P -m pytest $(PYTEST) --timeout 1200 tests/kernels -k cpu $(ARGS)
+
+# A warning is an error here, but for one of Python's header, which may say again what the C library's have said.
+CLANG    ?= clang++
+BY_CLANG := build/clang
+test-clang: $(DEV)
+	$(call build-beside,$(BY_CLANG),-C cmake.define.CMAKE_CXX_COMPILER=$(CLANG) \
+	  -C "cmake.define.CMAKE_CXX_FLAGS=-Werror -Wno-error=macro-redefined")
+	@$(NICE) $(BIN)/python -P tests/kernels/engine_bits.py > $(BY_CLANG)/usual.bits
+	@$(NICE) $(BY_CLANG)/venv/bin/python -P tests/kernels/engine_bits.py > $(BY_CLANG)/clang.bits
+	diff $(BY_CLANG)/usual.bits $(BY_CLANG)/clang.bits
+	@$(NICE) $(BY_CLANG)/venv/bin/python -P -m pytest $(PYTEST) tests/kernels -k cpu $(ARGS)
 
 check: check-style check-types check-proto check-house
 
