@@ -6,7 +6,10 @@ this order of precedence; exit codes are 0 done, 1 failed, 2 wrong usage.
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -56,6 +59,9 @@ GROUP_HELP = {
     "node": "Machines of a running fleet.",
     "request": "Requests of a running fleet.",
 }
+ENDS_AT_ONCE = ("generate", "bench")
+"""Commands that leave without the interpreter's farewell: taking a loaded model apart piece by piece only keeps whoever waits for the
+end waiting, and the system takes it back whole. They own nothing that has to be put away."""
 
 root = LazyGroup(
     name="shoal",
@@ -87,7 +93,7 @@ def load_defaults(ctx: click.Context, config_path: Path | None) -> None:
             raise ConfigFileError(f"unknown key {unknown[0]!r} in {path}; `shoal {name} --help` leads to what is known")
     except ConfigFileError as error:
         raise click.UsageError(str(error)) from error
-    ctx.obj = {"config_path": path, "tables": tables}
+    ctx.ensure_object(dict).update(config_path=path, tables=tables, command=ctx.invoked_subcommand)
 
 
 root.callback = load_defaults
@@ -95,4 +101,20 @@ root.callback = load_defaults
 
 def main() -> None:
     """Entry point of the console script. Names of files and models come as they are; nothing here imports torch."""
-    root.main(prog_name="shoal", windows_expand_args=False)
+    state: dict[str, Any] = {}
+    try:
+        root.main(prog_name="shoal", windows_expand_args=False, obj=state)
+    except SystemExit as end:
+        if state.get("command") in ENDS_AT_ONCE and isinstance(end.code, int):
+            _leave(end.code)
+        raise
+
+
+def _leave(code: int) -> None:
+    """End the process once its output is written; return where it cannot be, for the interpreter to say so."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        return
+    os._exit(code)

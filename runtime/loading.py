@@ -145,6 +145,8 @@ def load_engine(
     files = read_tokenizer_files(directory)
     # Side by side: the native back end maps without the interpreter's lock, as long as the rest takes. Not imported above, for the
     # same reason: numpy and the library of the tokenizer are most of what a start has to wait for.
+    if plan.backend == "cpu":
+        from . import native_backend, native_weights  # noqa: F401 - threads that import at a time take turns, and the map would wait
     with ThreadPoolExecutor(1, thread_name_prefix="weights") as beside:
         loading = beside.submit(
             load_backend, directory, config, options, plan, stored_format, home, files.vocab_size, announce

@@ -18,9 +18,9 @@ from shoal.runtime.wire import Conversation, IdsPrompt, Request, TextPrompt
 HEAVY = ("torch", "jinja2", "tokenizers", "email", "asyncio", "grpc", "shoal.runtime.convert")
 GENERATE = f"""
 import sys
-from shoal.deploy.cli import main
+from shoal.deploy.cli import root
 try:
-    main()
+    root.main(prog_name="shoal")
 finally:
     sys.stderr.write(" ".join(name for name in {HEAVY!r} if name in sys.modules))
 """
