@@ -22,6 +22,7 @@ namespace shoal {
 namespace {
 
 constexpr std::size_t kRangeTokens = 256;     // whose sums, and activations of a block, share the second-level cache
+constexpr std::size_t kTableSums = 1536;      // tiles x blocks whose sums are laid out once for all panels
 constexpr std::size_t kPrefetchBytes = 8192;  // ahead of the reader of weights; a shorter way leaves bandwidth unused
 
 // Weights and scales come in pairs: while one is multiplied, the other is unpacked.
@@ -31,6 +32,7 @@ struct Scratch {
   alignas(64) float d[2][kPanelRows];
   alignas(64) float f[kRangeTokens * kPanelRows];
   alignas(64) std::uint8_t unpacked[2][F::kUnpackedBytes + 64];
+  alignas(64) Sums sums[kTableSums];  // [block][tile]
 };
 
 // What is the same for every tile of a call.
@@ -54,6 +56,16 @@ inline void gather_sums(const Activations& a, std::size_t token, std::size_t tok
   for (std::size_t t = 0; t < tokens; ++t) {
     sums.start[t] = a.sum256[first + t * stride];
     sums.scale[t] = a.scale[first + t * stride];
+  }
+}
+
+// Where the results of a tile go is asked for while the tile computes: a row's next panel lies on other lines.
+inline void ask_for_output(const Task& task, std::size_t panel, std::size_t token, std::size_t tokens) {
+  const bool is_swiglu = task.out.store == Store::kSwiglu;
+  const float* y = task.out.y + token * task.out.stride + panel * (is_swiglu ? 16 : kPanelRows);
+  for (std::size_t t = 0; t < tokens; ++t, y += task.out.stride) {
+    prefetch(reinterpret_cast<const std::uint8_t*>(y));
+    if (!is_swiglu) prefetch(reinterpret_cast<const std::uint8_t*>(y + 16));
   }
 }
 
@@ -91,6 +103,23 @@ inline void finish(const Task& task, std::size_t panel, std::size_t token, std::
   }
 }
 
+// Lays out the sums of all tiles of tokens [begin, end), [block][tile]. 0, and nothing written: they are more than fit.
+template <class F>
+std::size_t lay_out_sums(const Activations& a, Scratch<F>& scratch, std::size_t begin, std::size_t end) {
+  const std::size_t blocks = a.cols / kBlockCols;
+  std::size_t tiles = 0;
+  for (std::size_t token = begin; token < end; token += F::take(end - token)) ++tiles;
+  if (tiles * blocks > kTableSums) return 0;
+  for (std::size_t block = 0; block < blocks; ++block) {
+    Sums* to = scratch.sums + block * tiles;
+    for (std::size_t token = begin, tokens; token < end; token += tokens) {
+      tokens = F::take(end - token);
+      gather_sums(a, token, tokens, block, *to++);
+    }
+  }
+  return tiles;
+}
+
 // Panels [first, first + count) x tokens [begin, end): a tile's walk is tokens, then blocks, then panels.
 template <class F>
 void multiply_range(const Task& task, Scratch<F>& scratch, std::size_t first, std::size_t count, std::size_t begin,
@@ -99,10 +128,14 @@ void multiply_range(const Task& task, Scratch<F>& scratch, std::size_t first, st
   const std::size_t packed_bytes = block_bytes(task.w.format), blocks = task.w.num_blocks(), total = count * blocks;
   if (total == 0) return;
   const std::uint8_t* packed = task.w.data + first * task.w.panel_bytes();
+  std::size_t tiles = 0;
+  if constexpr (F::kIsInteger) tiles = lay_out_sums<F>(a, scratch, begin, end);
   F::prepare(packed, scratch.unpacked[0], scratch.d[0]);
   for (std::size_t i = 0; i < total; ++i, packed += packed_bytes) {
-    const std::size_t block = i % blocks, column = block * kBlockCols, now = i % 2, next = 1 - now;
+    const std::size_t panel = first + i / blocks, block = i % blocks, column = block * kBlockCols, now = i % 2, next = 1 - now;
+    const bool is_last = block + 1 == blocks;
     bool is_prepared = i + 1 == total;
+    const Sums* laid_out = scratch.sums + block * tiles;
     for (std::size_t token = begin, tokens; token < end; token += tokens) {
       tokens = F::take(end - token);
       float* f = scratch.f + (token - begin) * kPanelRows;
@@ -113,8 +146,8 @@ void multiply_range(const Task& task, Scratch<F>& scratch, std::size_t first, st
       tile.f_in = block == 0 ? scratch.zeros : f;
       tile.f_out = f;
       if constexpr (F::kIsInteger) {
-        gather_sums(a, token, tokens, block, sums);
-        tile.sums = &sums;
+        if (tiles == 0) gather_sums(a, token, tokens, block, sums);
+        tile.sums = tiles == 0 ? &sums : laid_out++;
         tile.d = scratch.d[now];
         tile.q = a.q + token * a.cols + column;
         tile.sum16 = a.sum16 + (token * a.cols + column) / kGroupCols;
@@ -123,13 +156,14 @@ void multiply_range(const Task& task, Scratch<F>& scratch, std::size_t first, st
         tile.x = a.x + token * a.x_stride + column;
         tile.stride = a.x_stride;
       }
+      if (is_last) ask_for_output(task, panel, token, tokens);
       if (!is_prepared && F::unpacks(tokens)) {
         F::tile_and_prepare(tokens, tile, packed + packed_bytes, scratch.unpacked[next], scratch.d[next]);
         is_prepared = true;
       } else {
         F::tile(tokens, tile);
       }
-      if (block + 1 == blocks) finish(task, first + i / blocks, token, tokens, f);
+      if (is_last) finish(task, panel, token, tokens, f);
     }
     if (!is_prepared) F::prepare(packed + packed_bytes, scratch.unpacked[next], scratch.d[next]);
   }
