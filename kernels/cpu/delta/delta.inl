@@ -152,6 +152,21 @@ inline void correct_run(const DeltaScratch& s, const HeadState& head, const floa
   }
 }
 
+// What a single token reads of the next head beside its states: keys of the open chunk, taps, columns. In decode all of it
+// has left the caches, and a processor does not guess so many short ranges.
+inline void look_ahead(const DeltaShape& shape, const DeltaWeights& weights, const float* state, std::size_t key_head,
+                       std::size_t place, Ahead& ahead) {
+  const std::size_t values = shape.value_heads / shape.key_heads * shape.value_dim;
+  const std::size_t channels[3] = {key_head * shape.key_dim, (shape.key_heads + key_head) * shape.key_dim,
+                                   2 * shape.key_heads * shape.key_dim + key_head * values};
+  const std::size_t counts[3] = {shape.key_dim, shape.key_dim, values};
+  ahead.add(state + shape.keys_offset(key_head), place * shape.key_dim);
+  for (int i = 0; i < 3; ++i) {
+    ahead.add(weights.conv + kTaps * channels[i], kTaps * counts[i]);
+    for (std::size_t j = 0; j < kTaps - 1; ++j) ahead.add(state + j * shape.conv_dim() + channels[i], counts[i]);
+  }
+}
+
 void advance(const DeltaShape& shape, const DeltaWeights& weights, float* state, std::size_t key_head, const float* in,
              std::size_t in_stride, const float* gates, std::size_t gates_stride, std::size_t n, std::size_t position,
              float* out, std::size_t out_stride, void* scratch) {
@@ -169,6 +184,8 @@ void advance(const DeltaShape& shape, const DeltaWeights& weights, float* state,
     convolve(taps + kTaps * q_channel, state + q_channel, conv_dim, x + q_channel, in_stride, count, depth, s.q);
     convolve(taps + kTaps * k_channel, state + k_channel, conv_dim, x + k_channel, in_stride, count, depth, s.k);
     place_keys(s, place, count, depth, keys);
+    Ahead ahead;
+    if (n == 1 && key_head + 1 < shape.key_heads) look_ahead(shape, weights, state, key_head + 1, place, ahead);
     for (std::size_t h = key_head * group; h < (key_head + 1) * group; ++h) {
       const HeadState head(shape, state, h);
       const std::size_t v_channel = 2 * shape.key_heads * depth + h * width, z_channel = conv_dim + h * width;
@@ -179,7 +196,7 @@ void advance(const DeltaShape& shape, const DeltaWeights& weights, float* state,
       if (count == kChunk) {
         multiply_chunk(s.k_t, s.q_t, head.S, depth, width, s.kS, s.qS);
       } else {
-        multiply_few(s.k, s.q, count, head.S, depth, width, s.kS, s.qS);
+        multiply_few(s.k, s.q, count, head.S, depth, width, s.kS, s.qS, ahead);
       }
       correct_run(s, head, beta, place, count, width);
       if (place + count == kChunk) apply_chunk(keys, head.totals, head.N, kChunk, depth, width, head.S, head.S);

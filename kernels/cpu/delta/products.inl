@@ -57,10 +57,29 @@ inline void multiply_chunk(const float* k, const float* q, const float* S, std::
   }
 }
 
+// What is read next, from places far apart: asked for a little with each row of a state, which alone is a long stream.
+struct Ahead {
+  static constexpr int kMax = 16;
+  const float* next[kMax];
+  const float* end[kMax];
+  int count = 0, at = 0;
+
+  void add(const float* begin, std::size_t floats) {
+    if (count == kMax || floats == 0) return;
+    next[count] = begin;
+    end[count++] = begin + floats;
+  }
+  void ask() {
+    if (at == count) return;
+    prefetch_far(next[at]);
+    if ((next[at] += 16) >= end[at]) ++at;
+  }
+};
+
 // kS += k^T S, qS += q^T S of one token, some rows of S and 16 * C columns. k, q [depth]; kS, qS [16 * C].
 template <int C>
 inline void multiply_strip_once(const float* k, const float* q, const float* S, std::size_t depth, std::size_t width,
-                                float* kS, float* qS) {
+                                float* kS, float* qS, Ahead& ahead) {
   V a[C], b[C];
   SHOAL_UNROLL for (int c = 0; c < C; ++c) {
     a[c] = load(kS + 16 * c);
@@ -68,6 +87,8 @@ inline void multiply_strip_once(const float* k, const float* q, const float* S, 
   }
   for (std::size_t r = 0; r < depth; ++r) {
     const V kr = set1(k[r]), qr = set1(q[r]);
+    ahead.ask();
+    ahead.ask();
     SHOAL_UNROLL for (int c = 0; c < C; ++c) {
       const V s = load(S + r * width + 16 * c);
       a[c] = fma(kr, s, a[c]);
@@ -81,17 +102,17 @@ inline void multiply_strip_once(const float* k, const float* q, const float* S, 
 }
 
 inline void multiply_once(const float* k, const float* q, const float* S, std::size_t depth, std::size_t width,
-                          float* kS, float* qS) {
+                          float* kS, float* qS, Ahead& ahead) {
   std::size_t c = 0;
-  for (; c + 128 <= width; c += 128) multiply_strip_once<8>(k, q, S + c, depth, width, kS + c, qS + c);
-  for (; c < width; c += 16) multiply_strip_once<1>(k, q, S + c, depth, width, kS + c, qS + c);
+  for (; c + 128 <= width; c += 128) multiply_strip_once<8>(k, q, S + c, depth, width, kS + c, qS + c, ahead);
+  for (; c < width; c += 16) multiply_strip_once<1>(k, q, S + c, depth, width, kS + c, qS + c, ahead);
 }
 
 // The same as multiply_chunk for `count` tokens, a few. k, q [count][depth]. S is read from memory once; one token reads it
 // line by line, which the processor's own prefetching follows best (best even where the sums spill), of more tokens a block
 // of rows stays in the nearest cache while all pass over it.
 inline void multiply_few(const float* k, const float* q, std::size_t count, const float* S, std::size_t depth,
-                         std::size_t width, float* kS, float* qS) {
+                         std::size_t width, float* kS, float* qS, Ahead& ahead) {
   for (std::size_t c = 0; c < count * width; c += 16) {
     store(kS + c, zero());
     store(qS + c, zero());
@@ -101,7 +122,7 @@ inline void multiply_few(const float* k, const float* q, std::size_t count, cons
     const float* rows = S + r * width;
     for (std::size_t i = 0; i < count; ++i) {
       const std::size_t first = i * depth + r;
-      multiply_once(k + first, q + first, rows, block, width, kS + i * width, qS + i * width);
+      multiply_once(k + first, q + first, rows, block, width, kS + i * width, qS + i * width, ahead);
     }
   }
 }
