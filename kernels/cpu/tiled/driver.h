@@ -132,7 +132,8 @@ void multiply_range(const Task& task, Scratch<F>& scratch, std::size_t first, st
   if constexpr (F::kIsInteger) tiles = lay_out_sums<F>(a, scratch, begin, end);
   F::prepare(packed, scratch.unpacked[0], scratch.d[0]);
   for (std::size_t i = 0; i < total; ++i, packed += packed_bytes) {
-    const std::size_t panel = first + i / blocks, block = i % blocks, column = block * kBlockCols, now = i % 2, next = 1 - now;
+    const std::size_t panel = first + i / blocks, block = i % blocks, column = block * kBlockCols;
+    const std::size_t now = i % 2, next = 1 - now;
     const bool is_last = block + 1 == blocks;
     bool is_prepared = i + 1 == total;
     const Sums* laid_out = scratch.sums + block * tiles;
