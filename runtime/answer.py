@@ -18,7 +18,6 @@ from .scheduler import ScheduledRow
 from .sequence import Sequence
 from .step_result import Candidates, CandidatesWanted, RowLogits
 from .wire import (
-    Delta,
     ErrorInfo,
     Finish,
     FinishReason,
@@ -56,28 +55,25 @@ class Answer:
             min_tokens=request.min_tokens,
         )
         wants_row = request.logprobs is not None or not self._chain.is_additive
-        self._num_candidates = None if wants_row else num_candidates(request.params)
-        self._scores_prompt = choice == 0 and request.prompt_logprobs is not None
+        count = None if wants_row else num_candidates(request.params)
+        self._wish = None if count is None else CandidatesWanted(count)
+        self._is_greedy = request.params.is_greedy
+        self.scores_prompt = choice == 0 and request.prompt_logprobs is not None
+        """Rows of its prompt go to `score_prompt`."""
         self._generated: list[int] = []
         self._num_reported_tokens = 0
         self._drawn_logprob: TokenLogprob | None = None
         self._prompt_logprobs: list[TokenLogprob] = []
         self.num_prefilled_tokens = 0
         """Prompt tokens computed so far; a pre-emption takes none of them back."""
-        self._started_at: float | None = None
+        self.started_at: float | None = None
+        """When it was first in a step: waiting was over, and a pre-emption does not count."""
         self._first_token_at: float | None = None
-        self._last_token_at: float | None = None
-
-    def start(self, now: float) -> None:
-        """It is in a step: waiting is over. Later calls, after a pre-emption, change nothing."""
-        if self._started_at is None:
-            self._started_at = now
+        self.last_token_at: float | None = None
 
     def score_prompt(self, row: ScheduledRow, logits: RowLogits) -> None:
         """Keep the logprobs of the prompt tokens that this row scores. Raises OutputNotFinite."""
-        num_top = self.request.prompt_logprobs
-        if num_top is None or not self._scores_prompt:
-            return
+        num_top = self.request.prompt_logprobs or 0
         if not self._prompt_logprobs:  # nothing scores the first token, which may be the only one
             self._prompt_logprobs.append(first_logprob(self.sequence.token_ids[0], self._token_bytes))
         if not len(logits.scored):
@@ -90,15 +86,15 @@ class Answer:
 
     def wanted(self) -> CandidatesWanted | None:
         """What the next draw needs of its row; None for all of it."""
-        if self._num_candidates is None:
-            return None
-        ids, values = self._chain.adjustments.read(self._generated)
-        return CandidatesWanted(self._num_candidates, ids, values)
+        wish, adjustments = self._wish, self._chain.adjustments
+        if wish is None or adjustments.is_empty:
+            return wish
+        return CandidatesWanted(wish.count, *adjustments.read(self._generated))
 
     def draw(self, logits: Row | Candidates) -> int:
         """The next id. Changes a whole row. Raises OutputNotFinite."""
         params = self.request.params
-        chance = 0.0 if params.is_greedy else uniform(params.seed, self.choice, len(self._generated))
+        chance = 0.0 if self._is_greedy else uniform(params.seed, self.choice, len(self._generated))
         try:
             if isinstance(logits, Candidates):
                 return sample_candidates(logits, params, chance)
@@ -116,16 +112,8 @@ class Answer:
     def report(self, row: ScheduledRow, drawn: int | None, now: float) -> Output | None:
         """What a computed row brought to the client; None when it is nothing (a recomputed prefill)."""
         output = self._output()
-        num_prompt_tokens = self.sequence.num_prompt_tokens
-        if self.num_prefilled_tokens < num_prompt_tokens:
-            self.num_prefilled_tokens = max(self.num_prefilled_tokens, min(row.end, num_prompt_tokens))
-            output.num_prefilled = self.num_prefilled_tokens
-            if self.num_prefilled_tokens == num_prompt_tokens and self.choice == 0:
-                output.prompt = PromptOutput(
-                    token_ids=list(self.request.prompt_ids),
-                    text=self.request.prompt_text,
-                    logprobs=self._prompt_logprobs,
-                )
+        if self.num_prefilled_tokens < self.sequence.num_prompt_tokens:
+            self._report_prefill(output, row)
         elif drawn is None:
             return None
         if drawn is not None:
@@ -135,6 +123,17 @@ class Answer:
         self._num_reported_tokens = len(self._generated)  # not where something above failed
         return output
 
+    def _report_prefill(self, output: Output, row: ScheduledRow) -> None:
+        num_prompt_tokens = self.sequence.num_prompt_tokens
+        self.num_prefilled_tokens = max(self.num_prefilled_tokens, min(row.end, num_prompt_tokens))
+        output.num_prefilled = self.num_prefilled_tokens
+        if self.num_prefilled_tokens == num_prompt_tokens and self.choice == 0:
+            output.prompt = PromptOutput(
+                token_ids=list(self.request.prompt_ids),
+                text=self.request.prompt_text,
+                logprobs=self._prompt_logprobs,
+            )
+
     def end(self, reason: FinishReason, now: float, error: ErrorInfo | None = None) -> Output:
         """The last output of an answer that something other than its ids ends."""
         output = self._output()
@@ -142,10 +141,6 @@ class Answer:
         output.finish = self._finish(reason, now)
         output.finish.error = error
         return output
-
-    def seconds_since_last_token(self, now: float) -> float | None:
-        """None before the second token."""
-        return None if self._last_token_at is None else now - self._last_token_at
 
     def _output(self) -> Output:
         return Output(
@@ -158,17 +153,21 @@ class Answer:
     def _take(self, output: Output, token_id: int, now: float) -> None:
         if self._first_token_at is None:
             self._first_token_at = now
-        self._last_token_at = now
+        self.last_token_at = now
         self._generated.append(token_id)
         output.token_ids = [token_id]
         if self._drawn_logprob is not None:
             output.logprobs = [self._drawn_logprob]
             self._drawn_logprob = None
-        deltas: list[Delta] = list(self._parser.push((token_id,)))
-        output.deltas = deltas
-        reason = self._reason_to_end(token_id)
-        if reason is None:
-            return
+        parser = self._parser
+        output.deltas = parser.push((token_id,))
+        if token_id in self.request.stop_ids or parser.stop_hit is not None:
+            self._end_by(FinishReason.STOP, output, token_id, now)
+        elif self.sequence.is_exhausted:
+            self._end_by(FinishReason.LENGTH, output, token_id, now)
+
+    def _end_by(self, reason: FinishReason, output: Output, token_id: int, now: float) -> None:
+        deltas = output.deltas
         deltas += self._parser.finish()
         if self._parser.stop_hit is not None:  # the end may have shown it, in text that was held back
             reason = FinishReason.STOP
@@ -180,11 +179,6 @@ class Answer:
         else:
             output.finish.stop_text = self._parser.stop_hit or ""
 
-    def _reason_to_end(self, token_id: int) -> FinishReason | None:
-        if token_id in self.request.stop_ids or self._parser.stop_hit is not None:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if self.sequence.is_exhausted else None
-
     def _finish(self, reason: FinishReason, now: float) -> Finish:
         return Finish(
             reason=reason,
@@ -194,9 +188,9 @@ class Answer:
 
     def _timings(self, now: float) -> Timings:
         arrived_at = self.request.arrived_at
-        started_at = now if self._started_at is None else self._started_at
+        started_at = now if self.started_at is None else self.started_at
         prefilled_at = now if self._first_token_at is None else self._first_token_at
-        decoded_at = prefilled_at if self._last_token_at is None else self._last_token_at
+        decoded_at = prefilled_at if self.last_token_at is None else self.last_token_at
         return Timings(
             queue_s=started_at - arrived_at,
             prefill_s=prefilled_at - started_at,

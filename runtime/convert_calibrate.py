@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.kernels.cpu.engine import PAGE_TOKENS, EngineSizes, Step
+from shoal.kernels.cpu.engine import PAGE_TOKENS, EngineSizes
 
 from .checkpoint import open_checkpoint
 from .config import load_model_config
@@ -147,13 +147,8 @@ def measure_quality(container: Container, config: ModelConfig, run: CalibrationR
             begin, length
         )  # no piece crosses sequences: there is one, or PIECE_TOKENS divides them
         count = min(PIECE_TOKENS, run.positions - begin)
-        step = Step(
-            token_ids=run.ids[sequence, start : start + count].astype(np.int32),
-            rows=np.array([(count, start, 0, 0)], np.int32),
-            tables=pages,
-            full_at=np.arange(count, dtype=np.int32),
-        )
-        converted = log_softmax(engine.step(step).full)
+        token_ids = run.ids[sequence, start : start + count].astype(np.int32)
+        converted = log_softmax(engine.logits(token_ids, [count, start, 0, 0], pages, list(range(count))))
         published = log_softmax(run.logits[begin : begin + count])
         sums[0] += (np.exp(published) * (published - converted)).sum()
         sums[3] += (published.argmax(axis=1) == converted.argmax(axis=1)).sum()

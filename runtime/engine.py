@@ -10,6 +10,7 @@ of `wire.Output`; text is never part of an exception or a log line.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -55,6 +56,8 @@ class Engine:
         self._answers: dict[int, Answer] = {}
         self._seq_ids: dict[Key, set[int]] = {}
         self._num_sequences = 0
+        self._next_deadline_at = math.inf
+        """Nobody's deadline comes before this: most steps need not look for one."""
 
     @property
     def has_work(self) -> bool:
@@ -89,6 +92,8 @@ class Engine:
             for choice in range(request.num_choices)
         ]
         self._num_sequences += len(answers)
+        if request.deadline_at is not None:
+            self._next_deadline_at = min(self._next_deadline_at, request.deadline_at)
         self._seq_ids[request.key] = {answer.sequence.seq_id for answer in answers}
         for answer in answers:
             self._answers[answer.sequence.seq_id] = answer
@@ -107,20 +112,22 @@ class Engine:
         after that.
         """
         began_at = self.clock()
-        outputs = self._end_overdue(began_at)
+        outputs = self._end_overdue(began_at) if began_at >= self._next_deadline_at else []
         plan = self._scheduler.schedule(max_tokens)
         if not plan.rows:
             return outputs
+        answers: list[Answer] = []
         wanted: list[CandidatesWanted | None] = []
         for row in plan.rows:
             answer = self._answers[row.sequence.seq_id]
-            answer.start(began_at)
+            answers.append(answer)
+            if answer.started_at is None:
+                answer.started_at = began_at
             wanted.append(answer.wanted() if row.draws else None)
         result = self._runner.execute(plan, wanted)
-        drawn, faults = self._draw(plan, result)
+        drawn, faults = self._draw(plan, answers, result)
         self._scheduler.commit(plan, drawn)
-        now = self.clock()
-        outputs += self._report(plan, drawn, faults, now)
+        outputs += self._report(plan, answers, drawn, faults)
         if not self._scheduler.has_work:
             self.check_books()  # the idle moment: a leak shows here, not as a slow starvation
         step_s = self.clock() - began_at
@@ -132,13 +139,15 @@ class Engine:
         """Nothing is held for nobody, nothing for two. Raises block_manager.BooksError."""
         self._scheduler.blocks.check_books()
 
-    def _draw(self, plan: StepPlan, result: StepResult) -> tuple[dict[int, int], dict[Key, RuntimeFault]]:
+    def _draw(
+        self, plan: StepPlan, answers: list[Answer], result: StepResult
+    ) -> tuple[dict[int, int], dict[Key, RuntimeFault]]:
         drawn: dict[int, int] = {}
         faults: dict[Key, RuntimeFault] = {}
-        for row, logits in zip(plan.rows, result.rows, strict=True):
-            answer = self._answers[row.sequence.seq_id]
+        for row, answer, logits in zip(plan.rows, answers, result.rows, strict=True):
             try:
-                answer.score_prompt(row, logits)
+                if answer.scores_prompt:
+                    answer.score_prompt(row, logits)
                 if logits.last is not None:
                     drawn[row.sequence.seq_id] = answer.draw(logits.last)
             except Exception as error:
@@ -146,29 +155,28 @@ class Engine:
         return drawn, faults
 
     def _report(
-        self, plan: StepPlan, drawn: dict[int, int], faults: dict[Key, RuntimeFault], now: float
+        self, plan: StepPlan, answers: list[Answer], drawn: dict[int, int], faults: dict[Key, RuntimeFault]
     ) -> list[Output]:
+        now, counters = self.clock(), self._counters
         outputs: list[Output] = []
-        for row in plan.rows:
-            answer = self._answers[row.sequence.seq_id]
-            if answer.request.key in faults:
+        for row, answer in zip(plan.rows, answers, strict=True):
+            if faults and answer.request.key in faults:
                 continue
-            seq_id = row.sequence.seq_id
-            gap_s = answer.seconds_since_last_token(now)
+            last_token_at = answer.last_token_at
             num_prefilled_tokens = answer.num_prefilled_tokens
             output: Output | None = None
             try:
-                output = answer.report(row, drawn.get(seq_id), now)
+                output = answer.report(row, drawn.get(row.sequence.seq_id), now)
             except Exception as error:
                 faults[answer.request.key] = _fault_of(error)
-            self._counters.prompt_tokens += answer.num_prefilled_tokens - num_prefilled_tokens
+            counters.prompt_tokens += answer.num_prefilled_tokens - num_prefilled_tokens
             if output is None:
                 continue
             outputs.append(output)
             if output.token_ids:
-                self._counters.generation_tokens += len(output.token_ids)
-                if gap_s is not None:
-                    self._counters.inter_token_s.observe(gap_s)
+                counters.generation_tokens += len(output.token_ids)
+                if last_token_at is not None:
+                    counters.inter_token_s.observe(now - last_token_at)
             if output.finish is not None:
                 self._forget(answer)
         for key, fault in faults.items():
@@ -181,7 +189,10 @@ class Engine:
             for answer in self._answers.values()
             if answer.request.deadline_at is not None and answer.request.deadline_at <= now
         }
-        return [output for key in overdue for output in self._end_request(key, FinishReason.DEADLINE)]
+        outputs = [output for key in overdue for output in self._end_request(key, FinishReason.DEADLINE)]
+        deadlines = (answer.request.deadline_at for answer in self._answers.values())
+        self._next_deadline_at = min((at for at in deadlines if at is not None), default=math.inf)
+        return outputs
 
     def _end_request(self, key: Key, reason: FinishReason, error: ErrorInfo | None = None) -> list[Output]:
         now = self.clock()

@@ -1,12 +1,13 @@
 """Frames in and out of a process over two file descriptors.
 
-Writing has a thread of its own behind a bounded outbox: a reader that pauses makes writers wait, never the thread that
-reads. `read_frame` blocks; nothing here decodes.
+What the pipe has room for is written at once. The rest has a thread of its own behind a bounded outbox: a reader that pauses
+makes writers wait, never the thread that reads. `read_frame` blocks; nothing here decodes.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import sys
 import threading
 from collections import deque
@@ -61,7 +62,7 @@ def _read_exactly(fd: int, count: int) -> bytes | None:
 
 
 class Outbox:
-    """Frames on their way out, written in order by a thread."""
+    """Frames on their way out, in order. A thread writes those for which the pipe has no room now."""
 
     def __init__(self, fd: int, max_bytes: int = MAX_OUTBOX_BYTES) -> None:
         self._fd = fd
@@ -70,12 +71,20 @@ class Outbox:
         self._num_bytes = 0
         self._is_closed = False
         self._changed = threading.Condition()
+        self._room = _Room(fd)
         self._thread = threading.Thread(target=self._write, name="outbox", daemon=True)
         self._thread.start()
 
     def put(self, frame: bytes) -> bool:
         """Queue a frame, waiting for room. False: nobody listens any more, and it is dropped."""
         with self._changed:
+            if not self._num_bytes and not self._is_closed and self._room.takes(len(frame)):
+                # A token's frame. Another thread that woke up for it would take a processor from the next step.
+                if _write_all(self._fd, frame):
+                    return True
+                self._is_closed = True
+                self._changed.notify_all()
+                return False
             self._changed.wait_for(lambda: self._is_closed or self._num_bytes + len(frame) <= self._max_bytes)
             if self._is_closed:
                 return False
@@ -110,6 +119,22 @@ class Outbox:
             with self._changed:
                 self._num_bytes -= len(chunk)
                 self._changed.notify_all()
+
+
+class _Room:
+    """Whether a write to a pipe returns at once; never where the system cannot tell."""
+
+    def __init__(self, fd: int) -> None:
+        self._poll: select.poll | None = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLOUT)
+
+    def takes(self, num_bytes: int) -> bool:
+        """A pipe that is writable at all takes PIPE_BUF bytes."""
+        if self._poll is None or num_bytes > select.PIPE_BUF:
+            return False
+        return any(event == select.POLLOUT for _, event in self._poll.poll(0))
 
 
 def _write_all(fd: int, chunk: bytes) -> bool:

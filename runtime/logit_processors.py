@@ -10,6 +10,7 @@ Where everything is an addition (`Adjustments`), the best few ids can be chosen 
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,7 +21,6 @@ import numpy.typing as npt
 from .sampling_params import SamplingParams
 
 Row = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int32]
 
 NEVER = np.float32(-np.inf)
 
@@ -54,16 +54,17 @@ class Adjustments:
         self._num_read = 0
         first = sorted({*self._bias, *self._banned})
         self._place = {token_id: place for place, token_id in enumerate(first)}
-        self._ids = np.array(first, dtype=np.int32)
-        self._values = np.array([self._value(token_id) for token_id in first], dtype=np.float32)
+        self._ids = array("i", first)
+        self._values = array("f", [self._value(token_id) for token_id in first])
 
     @property
     def is_empty(self) -> bool:
         """Nothing is added now, and nothing will be."""
         return not self._place and not self._has_penalties
 
-    def read(self, generated: Sequence[int]) -> tuple[Ids, Row]:
-        """Distinct ids and what is added to each, once `generated` has these ids. They change with the next call."""
+    def read(self, generated: Sequence[int]) -> tuple[array[int], array[float]]:
+        """Distinct ids (int32) and what is added to each (f32), once `generated` has these ids. They change with the next call, and
+        nothing may look into them by then."""
         if self._banned and len(generated) >= self._min_tokens:
             banned, self._banned = self._banned, frozenset()
             for token_id in banned:
@@ -72,23 +73,21 @@ class Adjustments:
             for token_id in generated[self._num_read :]:
                 self._count(token_id)
             self._num_read = len(generated)
-        num_ids = len(self._place)
-        return self._ids[:num_ids], self._values[:num_ids]
+        return self._ids, self._values
 
     def apply(self, logits: Row, generated: Sequence[int]) -> None:
         """A LogitProcessor."""
         ids, values = self.read(generated)
-        logits[ids] += values
+        logits[np.frombuffer(ids, dtype=np.int32)] += np.frombuffer(values, dtype=np.float32)
 
     def _count(self, token_id: int) -> None:
         self._counts[token_id] = self._counts.get(token_id, 0) + 1
         place = self._place.setdefault(token_id, len(self._place))
         if place == len(self._ids):
-            room = max(place, 64)
-            self._ids = np.concatenate([self._ids, np.zeros(room, dtype=np.int32)])
-            self._values = np.concatenate([self._values, np.zeros(room, dtype=np.float32)])
-        self._ids[place] = token_id
-        self._values[place] = self._value(token_id)
+            self._ids.append(token_id)
+            self._values.append(self._value(token_id))
+        else:
+            self._values[place] = self._value(token_id)
 
     def _value(self, token_id: int) -> float:
         if token_id in self._banned:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from shoal.kernels.cpu.engine import Engine, Step
+from shoal.kernels.cpu.engine import Engine
 
 from .model_config import ModelConfig
 
@@ -19,13 +19,8 @@ def score_pieces(
     """Run `ids` piece by piece (points from `score.cut_points`) in slot 0, yielding logits as they come, then the states."""
     pages = np.arange(engine.sizes.num_pages, dtype=np.int32)
     for begin, end in itertools.pairwise(points):
-        step = Step(
-            token_ids=np.array(ids[begin:end], dtype=np.int32),
-            rows=np.array([(end - begin, begin, 0, 0)], dtype=np.int32),
-            tables=pages,
-            full_at=np.arange(end - begin, dtype=np.int32),
-        )
-        yield "logits", _raw(engine.step(step).full)
+        count = end - begin
+        yield "logits", _raw(engine.logits(list(ids[begin:end]), [count, begin, 0, 0], pages, list(range(count))))
     for i in range(config.num_layers):
         if i in config.attention_layers:
             yield f"k.{i}", _raw(engine.read_keys(i, pages, len(ids)))

@@ -65,6 +65,8 @@ class AnswerParser:
         self._types = parameter_types(tools or ())
         names = [] if mode == "raw" else [THINK, THINK_END, *([TOOL_CALL, TOOL_CALL_END] if tools else [])]
         self._switches = {index: name for name in names if (index := tokenizer.control_id(name)) is not None}
+        self._marks = self._stop_ids.union(self._switches, tokenizer.special_ids)
+        """Ids that are no text."""
         self._holds_space = bool(tools) and mode == "chat"
         self._part = _Part.REASONING if starts_in_reasoning and mode == "chat" else _Part.CONTENT
         self._characters = Utf8Stream()
@@ -104,14 +106,12 @@ class AnswerParser:
             if self.has_ended:
                 break
             self.num_ids += 1
-            if token_id in self._stop_ids:
-                self.stop_id_hit = token_id
-            elif (switch := self._switches.get(token_id)) is not None:
-                self._take(self._characters.flush())
-                if not self.has_ended:
-                    self._take_switch(switch)
-            elif not self._tokenizer.is_special(token_id):
-                self._take(self._characters.push(self._tokenizer.token_bytes(token_id)))
+            if token_id in self._marks:
+                self._take_mark(token_id)
+                continue
+            text = self._characters.push(self._tokenizer.token_bytes(token_id))
+            if text:
+                self._take(text)
         return self._drain()
 
     def finish(self) -> list[Delta]:
@@ -126,13 +126,21 @@ class AnswerParser:
         self._is_finished = True
         return self._drain()
 
+    def _take_mark(self, token_id: int) -> None:
+        if token_id in self._stop_ids:
+            self.stop_id_hit = token_id
+        elif (switch := self._switches.get(token_id)) is not None:
+            self._take(self._characters.flush())
+            if not self.has_ended:
+                self._take_switch(switch)
+
     def _take(self, text: str) -> None:
         if not text:
             return
-        if self._part is _Part.REASONING:
-            self._take_reasoning(text)
-        elif self._part is _Part.CONTENT:
+        if self._part is _Part.CONTENT:
             self._take_content(text)
+        elif self._part is _Part.REASONING:
+            self._take_reasoning(text)
         elif self._call is not None:
             self._read_call(self._call, text)
 
@@ -161,7 +169,8 @@ class AnswerParser:
                 self._take(switch)
 
     def _take_reasoning(self, text: str) -> None:
-        text = self._drop_newlines(text)
+        if self._num_droppable:
+            text = self._drop_newlines(text)
         body = text.rstrip("\n")
         if body:
             self._emit(DeltaKind.REASONING, self._held + body)
@@ -171,11 +180,12 @@ class AnswerParser:
     def _take_content(self, text: str) -> None:
         if self._stop.hit is not None:
             return
-        text = self._drop_newlines(text)
+        if self._num_droppable:
+            text = self._drop_newlines(text)
         if self.num_ids <= self._min_tokens:
             self._hold_and_emit(text)
             return
-        self._hold_and_emit(self._stop.push(text))
+        self._hold_and_emit(self._stop.push(text) if self._stop.strings else text)
         if self._stop.hit is not None:
             self._emit_held()
 
@@ -183,10 +193,11 @@ class AnswerParser:
         """Content behind the stop strings: white space waits, where a call may follow."""
         body = text.rstrip() if self._holds_space else text
         if body:
-            self._emit(DeltaKind.TEXT, self._held + body)
+            self._out.append(Delta(DeltaKind.TEXT, self._held + body))
             self._held = ""
             self._follows_call = False
-        self._held += text[len(body) :]
+        if len(body) < len(text):
+            self._held += text[len(body) :]
 
     def _emit_held(self) -> None:
         """This part ends and no call follows."""
@@ -236,8 +247,11 @@ class AnswerParser:
             self._out.append(Delta(kind, text))
 
     def _drain(self) -> list[Delta]:
-        if len(self._out) < 2:
-            out, self._out = self._out, []
+        out = self._out
+        if not out:
+            return []
+        if len(out) == 1:
+            self._out = []
             return out
         merged: list[Delta] = []
         for delta in self._out:

@@ -91,17 +91,17 @@ def sample(logits: Row, params: SamplingParams, uniform: float) -> int:
 
 def sample_candidates(candidates: Candidates, params: SamplingParams, uniform: float) -> int:
     """What `sample` draws from the whole row, for parameters of which `num_candidates` best ids are enough. Raises NotFinite."""
-    logits = candidates.logits
-    peak = float(logits[0])
-    if not math.isfinite(peak) or math.isnan(float(logits[-1])):
+    peak = candidates.logits[0]
+    if not math.isfinite(peak) or math.isnan(candidates.logits[-1]):
         raise NotFinite
     if params.is_greedy:
-        return int(candidates.ids[0])
+        return candidates.ids[0]
+    logits = np.array(candidates.logits, dtype=np.float32)
     num_allowed = len(logits) if logits[-1] > NEVER else int(np.count_nonzero(logits > NEVER))
     cumulative = _weights(logits[: _limit(logits, peak, params, num_allowed)], peak, params).cumsum()
     place = _place(cumulative, float(cumulative[-1]), params.top_p, uniform, is_all=True)
     assert place is not None
-    return int(candidates.ids[place])
+    return candidates.ids[place]
 
 
 def num_candidates(params: SamplingParams) -> int | None:

@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from .block_manager import BlockManager
 from .refusals import QueueFull
 from .sequence import Sequence, SequenceStatus
@@ -52,32 +54,33 @@ class SchedulerLimits:
             raise ValueError(f"max_batched_tokens must not be smaller than max_running: {self}")
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
-    """A sequence's share of a step: `num_tokens` ids from position `start`."""
+class ScheduledRow(msgspec.Struct, frozen=True, gc=False):
+    """A sequence's share of a step: `num_tokens` ids from position `start`. A struct, since each step makes some anew."""
 
     sequence: Sequence
     start: int
     num_tokens: int
+    draws: bool
+    """The step draws an id for this sequence: all known ids are computed after it, and the answer may go on."""
+    scores: bool = False
+    """The prompt is to be scored and not all of it is; `scored_range` may still be empty."""
+
+    @classmethod
+    def of(cls, sequence: Sequence, num_tokens: int) -> ScheduledRow:
+        """Its next ids."""
+        start = sequence.num_computed_tokens
+        reads_last_token = start + num_tokens == sequence.num_tokens
+        return cls(
+            sequence,
+            start,
+            num_tokens,
+            draws=reads_last_token and sequence.num_generated_tokens < sequence.max_new_tokens,
+            scores=sequence.num_scored_tokens < sequence.num_prompt_tokens - 1,
+        )
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
-
-    @property
-    def reads_last_token(self) -> bool:
-        """All known ids are computed after the step, so the next one can be drawn."""
-        return self.end == self.sequence.num_tokens
-
-    @property
-    def draws(self) -> bool:
-        """The step draws an id for this sequence."""
-        return self.reads_last_token and self.sequence.num_generated_tokens < self.sequence.max_new_tokens
-
-    @property
-    def may_score(self) -> bool:
-        """Cheaply asked: False where `scored_range` is empty because all that was to be scored is."""
-        return self.sequence.num_scored_tokens < self.sequence.num_prompt_tokens - 1
 
     @property
     def scored_range(self) -> range:
@@ -87,8 +90,7 @@ class ScheduledRow:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(msgspec.Struct, frozen=True, gc=False):
     """What one step computes: decode rows first, then prefill, both by age."""
 
     rows: tuple[ScheduledRow, ...]
@@ -148,6 +150,11 @@ class Scheduler:
         """The next step, of so many tokens at most where the limits allow more. Empty only when there is no work."""
         preempted: list[Sequence] = []
         rows = self._decode_rows(preempted)
+        if self._waiting or len(rows) < len(self._running):
+            self._add_prefill(rows, preempted, max_tokens)
+        return StepPlan(tuple(rows), tuple(preempted))
+
+    def _add_prefill(self, rows: list[ScheduledRow], preempted: list[Sequence], max_tokens: int | None) -> None:
         num_tokens = self.limits.max_batched_tokens
         num_prefill_tokens = max((num_tokens if max_tokens is None else min(num_tokens, max_tokens)) - len(rows), 0)
         if rows:
@@ -158,7 +165,6 @@ class Scheduler:
                 budget.add_chunk(rows, sequence)
         if not preempted:  # whoever just gave way would be let in at once, and give way again
             self._admit(rows, budget)
-        return StepPlan(tuple(rows), tuple(preempted))
 
     def commit(self, plan: StepPlan, drawn: Mapping[int, int]) -> None:
         """The step was computed; `drawn` has the next id, by seq_id, of every row that draws.
@@ -167,19 +173,21 @@ class Scheduler:
         """
         for row in plan.rows:
             sequence = row.sequence
-            draws = row.draws
-            if row.may_score:
+            if row.scores:
                 sequence.num_scored_tokens = max(sequence.num_scored_tokens, row.scored_range.stop)
-            sequence.num_computed_tokens = row.end
-            if draws and sequence.seq_id in drawn:
-                sequence.token_ids.append(drawn[sequence.seq_id])
+            sequence.num_computed_tokens = row.start + row.num_tokens
+            if row.draws and (token_id := drawn.get(sequence.seq_id)) is not None:
+                sequence.token_ids.append(token_id)
 
     def _decode_rows(self, preempted: list[Sequence]) -> list[ScheduledRow]:
         rows: list[ScheduledRow] = []
-        for sequence in [one for one in self._running if one.is_decoding]:
+        for sequence in self._running:  # of which whoever is pre-empted is the last
+            if not sequence.is_decoding:
+                continue
             while sequence.status is SequenceStatus.RUNNING:
-                if self.blocks.grow(sequence.seq_id, sequence.num_tokens):
-                    rows.append(ScheduledRow(sequence, sequence.num_computed_tokens, 1))
+                if self.blocks.grow(sequence.seq_id, len(sequence.token_ids)):
+                    # Whoever decodes has scored its prompt, and would have ended with its last id.
+                    rows.append(ScheduledRow(sequence, sequence.num_computed_tokens, 1, draws=True))
                     break
                 # Oldest first, so the youngest has no row yet: it may be this one, or one in prefill.
                 preempted.append(self._preempt_youngest())
@@ -220,14 +228,14 @@ class _Budget:
     def add_chunk(self, rows: list[ScheduledRow], sequence: Sequence) -> None:
         """As much of the sequence as fits, possibly nothing."""
         start = sequence.num_computed_tokens
-        row = ScheduledRow(sequence, start, min(sequence.num_uncomputed_tokens, self.num_tokens))
+        row = ScheduledRow.of(sequence, min(sequence.num_uncomputed_tokens, self.num_tokens))
         num_excess = len(row.scored_range) - self.num_scored_tokens
         if num_excess > 0:
-            row = ScheduledRow(sequence, start, row.scored_range.stop - num_excess - start)
-        if not row.reads_last_token:
+            row = ScheduledRow.of(sequence, row.scored_range.stop - num_excess - start)
+        if row.end < sequence.num_tokens:
             aligned = row.end // self.cut_tokens * self.cut_tokens - start
             if aligned > 0 or self.has_given:  # less than that waits for the next step, but never the first one in line
-                row = ScheduledRow(sequence, start, max(aligned, 0))
+                row = ScheduledRow.of(sequence, max(aligned, 0))
         if row.num_tokens > 0:
             self.has_given = True
             rows.append(row)

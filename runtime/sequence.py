@@ -66,7 +66,8 @@ class Sequence:
     @property
     def is_decoding(self) -> bool:
         """Only the id drawn last is still to be read."""
-        return self.num_uncomputed_tokens == 1 and self.num_generated_tokens > 0
+        num_tokens = len(self.token_ids)
+        return num_tokens - self.num_computed_tokens == 1 and num_tokens > self.num_prompt_tokens
 
     @property
     def max_tokens_in_cache(self) -> int:
@@ -76,4 +77,6 @@ class Sequence:
     @property
     def is_exhausted(self) -> bool:
         """The prompt is computed and the answer is as long as it may become."""
-        return self.num_computed_tokens >= self.num_prompt_tokens and self.num_generated_tokens >= self.max_new_tokens
+        num_prompt_tokens = self.num_prompt_tokens
+        is_read = self.num_computed_tokens >= num_prompt_tokens
+        return is_read and len(self.token_ids) - num_prompt_tokens >= self.max_new_tokens

@@ -4,7 +4,7 @@
     reader     reads frames, hands them on, sees the end     stdin
     intake     renders and tokenises prompts, answers calls  what the reader hands on
     main       loads, then steps while there is work         what the intake hands on
-    outbox     writes frames                                 stdout
+    outbox     writes what the pipe had no room for          stdout
 
 The end of stdin ends the process, also in the middle of a step: the reader gives the others END_GRACE_S and then leaves
 without them. Exit status: 0 after the end of stdin, 1 when loading or a step failed, 2 when the peer broke the protocol.

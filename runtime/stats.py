@@ -5,6 +5,7 @@ The state of queue, blocks and slots is not counted here but read from where it 
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ class HistogramCounter:
     """Counts values by bucket. A value equal to a bound belongs to the bucket that the bound closes, as in Prometheus."""
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
+        self._bounds = array("d", bounds)  # side by side in memory, where a tuple has an object each
         self._counts = [0] * (len(bounds) + 1)
         self._total = 0.0
 

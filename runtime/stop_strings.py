@@ -10,7 +10,8 @@ class StopStrings:
 
     def __init__(self, strings: Sequence[str]) -> None:
         """Empty strings stop nothing and are left out."""
-        self._strings = tuple(dict.fromkeys(string for string in strings if string))
+        self.strings = tuple(dict.fromkeys(string for string in strings if string))
+        """Those that are looked for."""
         self._held = ""
         self.hit: str | None = None
         """The string that was found; no text comes out after it."""
@@ -19,11 +20,11 @@ class StopStrings:
         """The text that is known to stand before any match."""
         if self.hit is not None:
             return ""
-        if not self._strings:
+        if not self.strings:
             return text
         seen = self._held + text
         best: tuple[int, int, str] | None = None
-        for string in self._strings:
+        for string in self.strings:
             start = seen.find(string)
             if start >= 0:
                 found = (start + len(string), start, string)
@@ -31,7 +32,7 @@ class StopStrings:
         if best is not None:
             self.hit, self._held = best[2], ""
             return seen[: best[1]]
-        keep = max((_overlap(seen, string) for string in self._strings), default=0)
+        keep = max((_overlap(seen, string) for string in self.strings), default=0)
         cut = len(seen) - keep
         self._held = seen[cut:]
         return seen[:cut]

@@ -11,6 +11,7 @@ build on.
 
 from __future__ import annotations
 
+import codecs
 import re
 import threading
 import unicodedata
@@ -49,6 +50,8 @@ def _byte_of_letter() -> dict[str, int]:
 
 _BYTE_OF_LETTER = _byte_of_letter()
 _LETTER_OF_BYTE = {byte: letter for letter, byte in _BYTE_OF_LETTER.items()}
+_LETTERS = codecs.charmap_build("".join(_LETTER_OF_BYTE[byte] for byte in range(256)))
+"""The same as a table of the codec, which reads letters as bytes without the interpreter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Tokenizer:
         """The added tokens by their text."""
         self._controls_by_id = {control.token_id: control for control in self.controls.values()}
         self._control_ids = frozenset(self._controls_by_id)
+        self.special_ids = frozenset(control.token_id for control in self.controls.values() if control.is_special)
+        """Added tokens with the special flag: no text of an answer."""
         longest_first = sorted(self.controls, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         """Finds the text of any added token, the longest first."""
@@ -166,8 +171,8 @@ class Tokenizer:
             return b""
         token = msgspec.json.decode(literal, type=str)
         try:
-            return bytes(map(_BYTE_OF_LETTER.__getitem__, token))
-        except KeyError:
+            return codecs.charmap_encode(token, "strict", _LETTERS)[0]
+        except UnicodeEncodeError:
             return token.encode("utf-8")
 
     def decode(self, token_ids: Sequence[int], *, skip_special: bool = False) -> str:

@@ -1,5 +1,7 @@
 """Types of the compiled module. What the functions mean stands beside the Python that calls them."""
 
+from array import array
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,6 +12,7 @@ _I8: TypeAlias = NDArray[np.int8]
 _I16: TypeAlias = NDArray[np.int16]
 _I32: TypeAlias = NDArray[np.int32]
 _F32: TypeAlias = NDArray[np.float32]
+_Ints: TypeAlias = _I32 | list[int] | list[array[int]]
 
 class UnsupportedIsa(ValueError): ...
 
@@ -52,18 +55,13 @@ class Engine:
     def allocations_in_last_step(self) -> int: ...
     def step(
         self,
-        token_ids: _I32,
-        rows: _I32,
-        tables: _I32,
-        full_at: _I32,
-        full: _F32,
-        top: _I32,
-        adjust_ids: _I32,
-        adjust_values: _F32,
-        top_ids: _I32,
-        top_adjusted: _F32,
-        top_logits: _F32,
-    ) -> None: ...
+        token_ids: _Ints,
+        rows: _Ints,
+        tables: _Ints,
+        full_at: _Ints,
+        full: _F32 | None,
+        top: Sequence[tuple[int, int, _I32 | array[int] | None, _F32 | array[float] | None]],
+    ) -> list[tuple[list[int], list[float], list[float]]]: ...
     def copy_slot(self, source: int, target: int) -> None: ...
     def copy_page(self, source: int, target: int) -> None: ...
     def read_columns(self, layer: int, slot: int, out: _F32) -> None: ...

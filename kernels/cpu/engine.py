@@ -5,10 +5,10 @@ How an engine is opened, and of what, is in engine_shape.py.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,6 @@ __all__ = [
     "Engine",
     "EngineShape",
     "EngineSizes",
-    "Step",
-    "StepResult",
     "TopRequest",
     "TopRow",
     "UnsupportedIsa",
@@ -50,54 +48,27 @@ __all__ = [
 
 Int32: TypeAlias = NDArray[np.int32]
 Float32: TypeAlias = NDArray[np.float32]
+Ints: TypeAlias = "Int32 | list[int] | list[array[int]]"
+"""An int32 array, a list of ints, or of int32 arrays which are read end to end."""
 
 MAX_TOP_K = 256
 
 
-@dataclass(frozen=True, slots=True)
-class TopRequest:
+class TopRequest(NamedTuple):
     """The `k` best tokens after the token at index `at` of the step."""
 
     at: int
     k: int
     """1..256"""
-    adjust_ids: Int32 | None = None
-    """Distinct ids whose logits `adjust_values` are added to before the best are chosen; -inf bans one."""
-    adjust_values: Float32 | None = None
+    adjust_ids: Int32 | array[int] | None = None
+    """int32: distinct ids whose logits `adjust_values` are added to before the best are chosen; -inf bans one."""
+    adjust_values: Float32 | array[float] | None = None
+    """float32"""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one call computes: rows are sequences' shares, one after another in `token_ids`."""
-
-    token_ids: Int32
-    rows: Int32
-    """[R, 4]: num_tokens, start (position of the first), slot, index in `tables` of its block table. At start 0 the slot's
-    states begin at zero whatever it held."""
-    tables: Int32
-    """Block tables end to end: entry i of a sequence's is the page of positions 64 i .. 64 i + 63 in every attention layer."""
-    full_at: Int32 | None = None
-    """Indices of `token_ids` whose whole logits are wanted."""
-    top: Sequence[TopRequest] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TopRow:
-    """Best first: by adjusted logit, then by id. Every array has the k of its request (or the number of drawable ids)."""
-
-    ids: Int32
-    adjusted: Float32
-    logits: Float32
-    """Before the adjustment: the same bits as in the row's whole logits."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """In the order of the step's `full_at` and `top`."""
-
-    full: Float32
-    """[F, vocab_size]"""
-    top: tuple[TopRow, ...] = field(default=())
+TopRow: TypeAlias = tuple[list[int], list[float], list[float]]
+"""Ids, adjusted logits, and logits before the adjustment, whose bits are those of the row's whole logits. Best first: by adjusted
+logit, then by id. Each has the k of its request, or the number of drawable ids."""
 
 
 class Engine:
@@ -137,48 +108,32 @@ class Engine:
         """Heap allocations of the last step on any of its threads; -1 in builds that cannot count them."""
         return self._native.allocations_in_last_step
 
-    def step(self, step: Step, full: Float32 | None = None) -> StepResult:
-        """Advance every row. Whole logits go to `full` [F, vocab_size] where given. Raises ValueError for what leaves a bound."""
-        none = _NO_IDS
-        full_at = none if step.full_at is None else step.full_at
-        if full is None:
-            full = np.empty((len(full_at), self.shape.vocab_size), np.float32)
-        num_top = len(step.top)
-        top_at = np.empty((num_top, 3), np.int32)  # token, k, number of adjustments
-        adjust_ids: list[Int32] = []
-        adjust_values: list[Float32] = []
-        width = 0
-        for i, top in enumerate(step.top):
-            num_adjusted = 0
-            if top.adjust_ids is not None and top.adjust_values is not None:
-                num_adjusted = len(top.adjust_ids)
-                if len(top.adjust_values) != num_adjusted:
-                    raise ValueError("adjust_ids and adjust_values differ in length")
-                order = np.argsort(top.adjust_ids)
-                adjust_ids.append(top.adjust_ids[order])
-                adjust_values.append(top.adjust_values[order])
-            top_at[i] = top.at, top.k, num_adjusted
-            width = max(width, top.k)
-        ids = np.empty((num_top, width), np.int32)
-        adjusted = np.empty((num_top, width), np.float32)
-        logits = np.empty((num_top, width), np.float32)
-        self._native.step(
-            step.token_ids,
-            step.rows,
-            step.tables,
-            full_at,
-            full,
-            top_at,
-            np.concatenate(adjust_ids) if adjust_ids else none,
-            np.concatenate(adjust_values) if adjust_values else _NO_VALUES,
-            ids,
-            adjusted,
-            logits,
-        )
-        limit = self.shape.vocab_size if self.sizes.drawable_vocab_size is None else self.sizes.drawable_vocab_size
-        counts = [min(top.k, limit) for top in step.top]
-        rows = tuple(TopRow(ids[i, :n], adjusted[i, :n], logits[i, :n]) for i, n in enumerate(counts))
-        return StepResult(full, rows)
+    def step(
+        self,
+        token_ids: Ints,
+        rows: Ints,
+        tables: Ints,
+        top: Sequence[TopRequest] = (),
+        full_at: Ints | None = None,
+        full: Float32 | None = None,
+    ) -> list[TopRow]:
+        """Compute rows, which are sequences' shares, one after another in `token_ids`, advance every sequence, and answer `top`.
+
+        rows      [R, 4]: num_tokens, start (position of the first), slot, index in `tables` of its block table. At start 0 the
+                  slot's states begin at zero whatever it held.
+        tables    block tables end to end: entry i of a sequence's is the page of positions 64 i .. 64 i + 63 in every attention
+                  layer
+        full_at   indices of `token_ids` whose whole logits go to `full` [F, vocab_size]
+
+        Raises ValueError for what leaves a bound.
+        """
+        return self._native.step(token_ids, rows, tables, [] if full_at is None else full_at, full, top)
+
+    def logits(self, token_ids: Ints, rows: Ints, tables: Ints, full_at: Ints) -> Float32:
+        """A step that answers with whole rows, [F, vocab_size]."""
+        full = np.empty((len(full_at), self.shape.vocab_size), np.float32)
+        self.step(token_ids, rows, tables, (), full_at, full)
+        return full
 
     def copy_slot(self, source: int, target: int) -> None:
         """Make `target` hold the states of `source`."""
@@ -214,7 +169,3 @@ class Engine:
         out = np.empty((num_tokens, self.shape.kv_heads, self.shape.head_dim), np.float32)
         self._native.read_past(layer, table, values, out)
         return out
-
-
-_NO_IDS: Int32 = np.empty(0, np.int32)
-_NO_VALUES: Float32 = np.empty(0, np.float32)

@@ -1,5 +1,7 @@
 """What an engine takes in memory, and what it refuses: shapes, weights, steps."""
 
+from array import array
+
 import numpy as np
 import pytest
 from shoal_test_tiny_models import assert_same_bits, ids_of, int32, run
@@ -8,7 +10,6 @@ from shoal.kernels.cpu.engine import (
     ATTENTION,
     DELTA,
     Engine,
-    Step,
     TopRequest,
     UnsupportedIsa,
     UnsupportedShape,
@@ -134,15 +135,59 @@ def test_a_step_out_of_bounds_is_refused_and_harms_nothing(models, changes, mess
     engine = model.engine()
     values = {"token_ids": int32(1, 2, 3), "rows": int32([3, 0, 0, 0]), "tables": int32(5)}
     with pytest.raises(ValueError, match=message):
-        engine.step(Step(**{**values, **changes}))
-    assert len(engine.step(Step(**values, full_at=int32(2))).full) == 1
+        full = np.empty((1, engine.shape.vocab_size), np.float32) if "full_at" in changes else None
+        engine.step(**values | changes, full=full)
+    assert len(engine.logits(**values, full_at=int32(2))) == 1
 
 
 def test_an_empty_step_does_nothing(models):
     engine = models("int4", 1).engine()
-    result = engine.step(Step(int32(), np.empty((0, 4), np.int32), int32()))
-    assert result.full.shape[0] == 0
-    assert result.top == ()
+    assert engine.step([], [], []) == []
+    assert engine.logits(int32(), np.empty((0, 4), np.int32), int32(), []).shape[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"token_ids": np.zeros(3, np.int64)}, TypeError, "token_ids has the wrong element type"),
+        ({"token_ids": [1, 2, 1 << 40]}, ValueError, "no int32"),
+        ({"token_ids": [1, "2", 3]}, TypeError, "bytes-like"),
+        ({"token_ids": (1, 2, 3)}, TypeError, "bytes-like"),
+        ({"rows": [3, 0, 0]}, ValueError, "4 numbers"),
+        ({"tables": [array("d", [5])]}, TypeError, "tables has the wrong element type"),
+        ({"top": [(0, 1)]}, TypeError, "each"),
+        ({"top": [TopRequest(0, 1, int32(1), np.zeros(2, np.float32))]}, ValueError, "differ in length"),
+        ({"top": [TopRequest(0, 1, int32(1), int32(1))]}, TypeError, "adjust_values has the wrong element type"),
+        ({"full_at": [2]}, ValueError, "no full"),
+        ({"full_at": [2], "full": np.empty((1, 3), np.float32)}, ValueError, "full must have"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused_and_harm_nothing(models, changes, error, message):
+    engine = models("int4", 1).engine()
+    values = {"token_ids": int32(1, 2, 3), "rows": int32([3, 0, 0, 0]), "tables": int32(5)}
+    with pytest.raises(error, match=message):
+        engine.step(**{**values, **changes})
+    assert engine.step(**values) == []
+
+
+def test_lists_and_arrays_say_the_same(models):
+    """Whatever carries the numbers: the bits are those of the numbers."""
+    engine = models("int4", 1).engine()
+    rows = [2, 0, 0, 0, 1, 0, 1, 1]
+    adjusted = ([7, 3, 5], [0.5, -np.inf, 20.0])
+    kinds = [
+        (int32, lambda ids: int32(*ids), lambda values: np.array(values, np.float32), int32(4, 6)),
+        (list, lambda ids: array("i", ids), lambda values: array("f", values), [int32(4), array("i", [6])]),
+    ]
+    found = []
+    for kind, ids, values, tables in kinds:
+        numbers = (lambda *given: list(given)) if kind is list else kind
+        full = np.empty((2, engine.shape.vocab_size), np.float32)
+        top = [TopRequest(2, 9, ids(adjusted[0]), values(adjusted[1])), TopRequest(0, 1)]
+        best = engine.step(numbers(1, 2, 3), numbers(*rows), tables, top, numbers(0, 2), full)
+        found.append((full.tobytes(), best))
+    assert found[0] == found[1]
+    assert 3 not in found[0][1][0][0]
 
 
 def test_readings_out_of_bounds_are_refused(models):

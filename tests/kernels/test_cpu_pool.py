@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.kernels.cpu.engine import Step, TopRequest
+from shoal.kernels.cpu.engine import TopRequest
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -28,8 +28,11 @@ def run(engine, num_tokens=20, start=0):
     ids = np.arange(num_tokens, dtype=np.int32) % engine.shape.vocab_size
     rows = np.array([[num_tokens, start, 0, 0]], np.int32)
     top = [TopRequest(num_tokens - 1, 5)]
-    result = engine.step(Step(ids, rows, np.array([3, 1], np.int32), np.arange(num_tokens, dtype=np.int32), top))
-    return result.full, result.top[0].ids
+    full = np.empty((num_tokens, engine.shape.vocab_size), np.float32)
+    ((best, _, _),) = engine.step(
+        ids, rows, np.array([3, 1], np.int32), top, np.arange(num_tokens, dtype=np.int32), full
+    )
+    return full, best
 
 
 def test_more_threads_than_processors_give_the_same(model):

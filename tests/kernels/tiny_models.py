@@ -8,10 +8,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
-from shoal.kernels.cpu.engine import ATTENTION, DELTA, Engine, EngineShape, EngineSizes, Step, WeightTensor
+from shoal.kernels.cpu.engine import ATTENTION, DELTA, Engine, EngineShape, EngineSizes, WeightTensor
 
 NUM_PAGES, NUM_SLOTS = 24, 6
 PAGES = (7, 2, 19, 0)
@@ -247,6 +248,11 @@ def int32(*values):
     return np.array(values, np.int32)
 
 
+class Result(NamedTuple):
+    full: np.ndarray
+    top: list
+
+
 def step(engine, rows, full_at=None, top=()):
     """rows: (ids, start, slot, pages) each; whole logits of every token unless told otherwise."""
     ids = np.concatenate([row[0] for row in rows])
@@ -254,7 +260,9 @@ def step(engine, rows, full_at=None, top=()):
     table = [(len(row[0]), row[1], row[2], begin) for row, begin in zip(rows, begins, strict=False)]
     pages = np.concatenate([int32(*row[3]) for row in rows])
     at = np.arange(len(ids), dtype=np.int32) if full_at is None else int32(*full_at)
-    return engine.step(Step(ids, np.array(table, np.int32), pages, at, top))
+    full = np.empty((len(at), engine.shape.vocab_size), np.float32)
+    best = engine.step(ids, np.array(table, np.int32), pages, top, at, full)
+    return Result(full, best)
 
 
 def run(engine, ids, start=0, slot=0, pages=PAGES):

@@ -20,7 +20,7 @@ Row = npt.NDArray[np.float32]
 
 def best(logits: Row, count: int) -> Candidates:
     ids = np.lexsort((np.arange(len(logits)), -logits))[:count].astype(np.int32)
-    return Candidates(ids, logits[ids])
+    return Candidates(ids.tolist(), logits[ids].tolist())
 
 
 @given(
@@ -69,6 +69,6 @@ def test_what_needs_the_whole_row() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_candidates_that_are_not_finite_are_not_drawn(bad: float) -> None:
-    candidates = Candidates(np.array([3, 1], dtype=np.int32), np.full(2, bad, dtype=np.float32))
+    candidates = Candidates([3, 1], [bad, bad])
     with pytest.raises(NotFinite):
         sample_candidates(candidates, SamplingParams(temperature=0.0), 0.5)

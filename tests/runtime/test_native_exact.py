@@ -23,7 +23,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from shoal.kernels.cpu import available_isas
-from shoal.kernels.cpu.engine import DELTA, EngineSizes, Step
+from shoal.kernels.cpu.engine import DELTA, EngineSizes
 from shoal.kernels.cpu.engine import Engine as NativeEngine
 from shoal.runtime.block_manager import BlockManager
 from shoal.runtime.config import EngineOptions
@@ -138,7 +138,7 @@ class NotingRunner:
                 kept = left_behind(self.engine, row.end, self.blocks.slot(sequence.seq_id), table)
             # Copies, for the owner of the arrays writes into them, and the runner uses them again.
             last = copy.deepcopy(got.last)
-            scored = row.scored_range if row.may_score else range(0)
+            scored = row.scored_range if row.scores else range(0)
             ids = sequence.token_ids[: row.end]
             self.noted.append(Noted(sequence.seq_id, ids, scored, got.scored.copy(), last, copy.deepcopy(wish), kept))
         return result
@@ -153,9 +153,8 @@ class Alone:
 
     def read(self, ids: Sequence[int]) -> Float32:
         table = np.arange(self.engine.sizes.num_pages, dtype=np.int32)
-        rows = np.array([(len(ids), 0, 0, 0)], dtype=np.int32)
         everywhere = np.arange(len(ids), dtype=np.int32)
-        return self.engine.step(Step(np.array(ids, dtype=np.int32), rows, table, everywhere)).full
+        return self.engine.logits(list(ids), [len(ids), 0, 0, 0], table, everywhere)
 
     def check(self, noted: Sequence[Noted]) -> None:
         """Every row of logits of every sequence, and the states that were looked at."""
@@ -182,10 +181,11 @@ class Alone:
         elif note.last is not None:
             assert note.wish is not None
             adjusted = want.copy()
-            adjusted[note.wish.ids] += note.wish.values
+            if note.wish.ids is not None and note.wish.values is not None:
+                adjusted[np.array(note.wish.ids)] += np.array(note.wish.values, dtype=np.float32)
             ids = largest(adjusted[: self.num_drawable], note.wish.count)
-            assert note.last.ids.tolist() == ids.tolist()
-            assert same_bits(note.last.logits, adjusted[ids])
+            assert note.last.ids == ids.tolist()
+            assert same_bits(np.array(note.last.logits, dtype=np.float32), adjusted[ids])
 
 
 class Models:

@@ -325,6 +325,30 @@ def test_the_outbox_makes_writers_wait_and_loses_nothing() -> None:
     os.close(write_fd)
 
 
+def test_the_outbox_writes_at_once_what_the_pipe_takes_and_keeps_the_order() -> None:
+    """A token's frame is out when `put` returns; a pipe that is full holds up nobody who puts."""
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(read_fd, False)
+    outbox = Outbox(write_fd)
+    assert outbox.put(b"first")
+    assert os.read(read_fd, 100) == b"first"
+    frames = [index.to_bytes(4, "little") * 750 for index in range(60)]
+    assert all(outbox.put(frame) for frame in frames)
+    received = bytearray()
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(received) < 60 * 3000:
+        assert time.monotonic() < deadline
+        try:
+            received += os.read(read_fd, 65536)
+        except BlockingIOError:
+            time.sleep(0.001)
+    assert bytes(received) == b"".join(frames)
+    assert outbox.flush(TIMEOUT_S)
+    os.close(read_fd)
+    outbox.close()
+    os.close(write_fd)
+
+
 def test_the_service_needs_no_torch_to_see_the_end_of_its_input() -> None:
     code = "import sys, shoal.runtime.service; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False, timeout=TIMEOUT_S).returncode == 0

@@ -68,6 +68,22 @@ def test_every_byte_has_a_token_of_its_own(tokenizer):
     assert {tokenizer.token_bytes(index) for index in range(tokenizer.vocab_size)} >= {bytes([b]) for b in range(256)}
 
 
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_tokens_that_are_not_written_in_letters_of_bytes_stand_for_their_text(tiny_dir, tmp_path, is_ordered):
+    """Nor does the order matter in which a file lists them."""
+    tree = json.loads((tiny_dir / "tokenizer.json").read_text("utf-8"))
+    tree["model"]["merges"] = []
+    vocab = tree["model"]["vocab"]
+    ids = [vocab.pop(token) for token in list(vocab)[-2:]]
+    vocab |= zip(["\u65e5\u672c", "a\u0120b"], ids, strict=True)
+    if not is_ordered:
+        tree["model"]["vocab"] = dict(reversed(vocab.items()))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree), "utf-8")
+    odd = Tokenizer.load(tmp_path)
+    assert list(map(odd.token_bytes, ids)) == ["\u65e5\u672c".encode(), b"a b"]
+    assert odd.token_bytes(vocab["a"]) == b"a"
+
+
 def test_bytes_of_control_and_unknown_ids(tokenizer):
     think = tokenizer.control_id("<think>")
     assert tokenizer.token_bytes(think) == b"<think>"

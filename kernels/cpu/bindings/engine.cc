@@ -5,12 +5,14 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <cerrno>
 #include <optional>
 #include <system_error>
 #include <tuple>
 
 #include "bindings/arrays.h"
+#include "bindings/staged_step.h"
 
 namespace shoal {
 namespace {
@@ -100,6 +102,8 @@ nb::dict planned_pools(const nb::dict& shape, const nb::dict& sizes, const std::
 struct BoundEngine {
   std::optional<Input> buffer;
   std::unique_ptr<Engine> engine;
+  StagedStep staged;
+  std::atomic_flag is_busy = ATOMIC_FLAG_INIT;
 
   BoundEngine(const nb::dict& shape, const nb::dict& sizes, const std::optional<std::string>& path,
               const std::optional<Input>& weights, const std::vector<Entry>& tensors)
@@ -124,35 +128,22 @@ struct BoundEngine {
     engine = std::make_unique<Engine>(s, z, kernels, path.value_or(""), data, num_bytes, entries);
   }
 
-  void step(const Input& token_ids, const Input& rows, const Input& tables, const Input& full_at,
-            const OutputArray& full, const Input& top, const Input& adjust_ids, const Input& adjust_values,
-            const OutputArray& top_ids, const OutputArray& top_adjusted, const OutputArray& top_logits) {
-    StepInput in;
-    in.token_ids = ints("token_ids", token_ids, token_ids.size());
-    in.num_tokens = token_ids.size();
-    in.num_rows = rows.size() / 4;
-    in.rows = ints("rows", rows, 4 * in.num_rows);
-    in.tables = ints("tables", tables, tables.size());
-    in.num_table_entries = tables.size();
-    in.num_full = full_at.size();
-    in.full_at = ints("full_at", full_at, in.num_full);
-    check<float>("full", full, in.num_full * engine->shape().vocab);
-    in.full = static_cast<float*>(full.data());
-    in.num_top = top.size() / 3;
-    in.top = ints("top", top, 3 * in.num_top);
-    in.num_adjustments = adjust_ids.size();
-    in.adjust_ids = ints("adjust_ids", adjust_ids, in.num_adjustments);
-    check<float>("adjust_values", adjust_values, in.num_adjustments);
-    in.adjust_values = static_cast<const float*>(adjust_values.data());
-    in.top_stride = in.num_top == 0 ? 0 : top_ids.size() / in.num_top;
-    check<std::int32_t>("top_ids", top_ids, in.num_top * in.top_stride);
-    check<float>("top_adjusted", top_adjusted, in.num_top * in.top_stride);
-    check<float>("top_logits", top_logits, in.num_top * in.top_stride);
-    in.top_ids = static_cast<std::int32_t*>(top_ids.data());
-    in.top_adjusted = static_cast<float*>(top_adjusted.data());
-    in.top_logits = static_cast<float*>(top_logits.data());
-    const nb::gil_scoped_release unlocked;
-    engine->step(in);
+  // What a row brings: the ids, adjusted logits and logits of its best tokens.
+  nb::list step(nb::handle token_ids, nb::handle rows, nb::handle tables, nb::handle full_at,
+                const std::optional<OutputArray>& full, nb::handle top) {
+    const Turn turn(is_busy);
+    StepInput in = staged.take(token_ids, rows, tables, full_at, top);
+    if (full) {
+      check<float>("full", *full, in.num_full * engine->shape().vocab);
+      in.full = static_cast<float*>(full->data());
+    } else if (in.num_full > 0) {
+      throw std::invalid_argument("full_at names tokens, and there is no full for their logits");
+    }
+    {
+      const nb::gil_scoped_release unlocked;
+      engine->step(in);
+    }
+    return staged.best(engine->sizes().drawable_vocab);
   }
 
   void read_columns(std::size_t layer, std::size_t slot, const OutputArray& out) const {
@@ -207,8 +198,7 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("allocations_in_last_step",
                    [](const BoundEngine& e) { return e.engine->allocations_in_last_step(); })
       .def("step", &BoundEngine::step, nb::arg("token_ids"), nb::arg("rows"), nb::arg("tables"), nb::arg("full_at"),
-           nb::arg("full"), nb::arg("top"), nb::arg("adjust_ids"), nb::arg("adjust_values"), nb::arg("top_ids"),
-           nb::arg("top_adjusted"), nb::arg("top_logits"))
+           nb::arg("full").none(), nb::arg("top"))
       .def("copy_slot", [](BoundEngine& e, std::size_t from, std::size_t to) { e.engine->copy_slot(from, to); },
            nb::arg("source"), nb::arg("target"))
       .def("copy_page", [](BoundEngine& e, std::size_t from, std::size_t to) { e.engine->copy_page(from, to); },

@@ -18,20 +18,6 @@ const ModelShape& checked(const ModelShape& shape, const EngineSizes& sizes) {
   return shape;
 }
 
-// Holds an engine for one caller.
-class Turn {
- public:
-  explicit Turn(std::atomic_flag& is_busy) : is_busy_(is_busy) {
-    if (is_busy_.test_and_set(std::memory_order_acquire)) throw std::logic_error("another thread uses this engine");
-  }
-  ~Turn() { is_busy_.clear(std::memory_order_release); }
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
-
- private:
-  std::atomic_flag& is_busy_;
-};
-
 }  // namespace
 
 struct Engine::StepContext {

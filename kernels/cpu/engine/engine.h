@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,20 @@
 #include "engine/weights.h"
 
 namespace shoal {
+
+// Holds an engine, or what belongs to one, for one caller; std::logic_error for another meanwhile.
+class Turn {
+ public:
+  explicit Turn(std::atomic_flag& is_busy) : is_busy_(is_busy) {
+    if (is_busy_.test_and_set(std::memory_order_acquire)) throw std::logic_error("another thread uses this engine");
+  }
+  ~Turn() { is_busy_.clear(std::memory_order_release); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  std::atomic_flag& is_busy_;
+};
 
 class Engine {
  public:
