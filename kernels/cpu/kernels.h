@@ -8,6 +8,9 @@
 //     rows of the call, on how a range was cut, or on the instruction set. Integer sums inside a block of 256 are exact;
 //     each block adds once, f = fma(float(sum) * D[row], scale, f), blocks ascending, from f = 0. Floating-point code is
 //     written once over vectors of 16 lanes (vector.h) with every fusion spelt out, and is the same on every set.
+//   - Products with kBf16 are sums on three levels, each from 0 and ascending: t = fma(x, w, t) over kChainCols columns,
+//     s = s + t over a block's chains, f = f + s over blocks. The error of a chain of n grows as sqrt(n / 2), and beside
+//     f32 weights and states these sums are where most of a model's rounding comes from.
 #pragma once
 
 #include <cstddef>
@@ -16,6 +19,8 @@
 #include "layout.h"
 
 namespace shoal {
+
+constexpr std::size_t kChainCols = 32;  // of kBf16
 
 // Products of few rows: decode.
 struct DirectKernels {

@@ -5,8 +5,9 @@ A matrix W [rows, cols] is padded to panels of 32 rows and blocks of 256 columns
 int4, int8   q, scale = quantise(x); then for each block b, ascending, from f = 0:
                  f[i, r] = fma(float(sum over the block of q[i, k] * v[r, k]) * D[r, b], scale[i, b], f[i, r])
              where v is S * L (int4) or the stored value (int8). The sum is exact, and below 2^24, so its float is too.
-bf16         for each block, ascending, from f = 0:  t = 0;  for each k of the block, ascending: t = fma(x[i, k], w[r, k], t);
-                 f[i, r] = f[i, r] + t
+bf16         for each block, ascending, from f = 0:  s = 0;  for each chain of 32 columns of the block, ascending:
+                 t = 0;  for each k of the chain, ascending: t = fma(x[i, k], w[r, k], t);  s = s + t
+                 f[i, r] = f[i, r] + s
 then, p being f:
 SET          y = p
 ADD          y = y + p
@@ -26,7 +27,7 @@ INT4, INT8, BF16 = 0, 1, 2  # shoal::Format
 SET, ADD, SWIGLU = 0, 1, 2  # shoal::Store
 FORMATS = {"int4": INT4, "int8": INT8, "bf16": BF16}
 BLOCK_BYTES = {INT4: 4416, INT8: 8256, BF16: 16384}
-PANEL, BLOCK, GROUP = 32, 256, 16
+PANEL, BLOCK, GROUP, CHAIN = 32, 256, 16, 32
 
 SCALES = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, -1, -2, -3, -4, -5, -6, -7], np.int16)
 LEVELS = np.array([-16, -13, -10, -8, -6, -4, -2, -1, 0, 1, 3, 5, 7, 9, 12, 15], np.int16)
@@ -281,10 +282,13 @@ def product(weights: Weights, x: np.ndarray) -> np.ndarray:
     if weights.format == BF16:
         x = padded(x.astype(np.float32), 1, BLOCK)
         for begin in range(0, values.shape[1], BLOCK):
-            t = np.zeros_like(f)
-            for k in range(begin, begin + BLOCK):
-                t = fma(x[:, k, None], values[None, :, k], t)
-            f = f + t
+            s = np.zeros_like(f)
+            for first in range(begin, begin + BLOCK, CHAIN):
+                t = np.zeros_like(f)
+                for k in range(first, first + CHAIN):
+                    t = fma(x[:, k, None], values[None, :, k], t)
+                s = s + t
+            f = f + s
         return f
     a = quantise(x)
     for block in range(weights.scales.shape[1]):

@@ -235,9 +235,10 @@ def test_packing_is_reversible(packing, weight_format):
 
 
 def test_the_reference_is_close_to_a_plain_product(packing):
-    """Activations of 8 bits: about 0.7 % of the typical result; bf16 weights: f32 sums."""
+    """Activations of 8 bits: about 0.7 % of the typical result; bf16 weights: f32 sums in short chains, 5 roundings of the result
+    (one chain a block: 11)."""
     rng = np.random.default_rng(5)
-    for weight_format, tolerance in [(0, 0.03), (1, 0.03), (2, 1e-5)]:
+    for weight_format, tolerance in [(0, 0.03), (1, 0.03), (2, 2e-7)]:
         weights = packing.random_weights(rng, weight_format, 64, 1024)
         x = normal(rng, 6, 1024)
         want = x.astype(np.float64) @ weights.dequantised().T

@@ -56,29 +56,35 @@ inline void add_bf16_columns(const std::uint8_t* block, const float* x, std::siz
   }
 }
 
-// f[i][r] = f[i][r] + (the block's sum of x[i, k] * w[r, k], from 0).
+// f[i][r] = f[i][r] + (the block's sum of x[i, k] * w[r, k], chain by chain from 0).
 template <int N>
 inline void add_bf16(const std::uint8_t* block, const float* x, std::size_t x_stride, Sums<N>& f) {
   const std::size_t distance = ahead<2 * N>();  // f32 products take as long as integer ones of twice the rows
+  alignas(64) Sums<N> sums = {};
   if constexpr (kBf16Halves<N> == 2) {
-    V t[2][N];
-    for (int i = 0; i < N; ++i) t[0][i] = t[1][i] = zero();
-    add_bf16_columns<N, 2>(block, x, x_stride, 0, 0, kBlockCols, distance, t);
-    for (int i = 0; i < N; ++i)
-      for (int h = 0; h < 2; ++h) store(f[i] + 16 * h, add(load(f[i] + 16 * h), t[h][i]));
+    for (std::size_t k = 0; k < kBlockCols; k += kChainCols) {
+      V t[2][N];
+      for (int i = 0; i < N; ++i) t[0][i] = t[1][i] = zero();
+      add_bf16_columns<N, 2>(block, x, x_stride, 0, k, k + kChainCols, distance, t);
+      for (int i = 0; i < N; ++i)
+        for (int h = 0; h < 2; ++h) store(sums[i] + 16 * h, add(load(sums[i] + 16 * h), t[h][i]));
+    }
   } else {
-    alignas(64) Sums<N> sums = {};
+    alignas(64) Sums<N> chains;
     for (std::size_t k = 0; k < kBlockCols; k += 16) {
+      const bool begins = k % kChainCols == 0, ends = (k + 16) % kChainCols == 0;
       for (int h = 0; h < 2; ++h) {
         V t[1][N];
-        for (int i = 0; i < N; ++i) t[0][i] = load(sums[i] + 16 * h);
+        for (int i = 0; i < N; ++i) t[0][i] = begins ? zero() : load(chains[i] + 16 * h);
         add_bf16_columns<N, 1>(block, x, x_stride, h, k, k + 16, distance, t);
-        for (int i = 0; i < N; ++i) store(sums[i] + 16 * h, t[0][i]);
+        for (int i = 0; i < N; ++i) {
+          store((ends ? sums : chains)[i] + 16 * h, ends ? add(load(sums[i] + 16 * h), t[0][i]) : t[0][i]);
+        }
       }
     }
-    for (int i = 0; i < N; ++i)
-      for (int r = 0; r < 32; r += 16) store(f[i] + r, add(load(f[i] + r), load(sums[i] + r)));
   }
+  for (int i = 0; i < N; ++i)
+    for (int r = 0; r < 32; r += 16) store(f[i] + r, add(load(f[i] + r), load(sums[i] + r)));
 }
 
 // The results of one row and panel to their place; see Store.

@@ -85,7 +85,7 @@ struct Bf16 : OneByOne {
   static void tile(std::size_t tokens, const Block& b) {
     for (std::size_t t = 0; t < tokens; ++t) {
       const float* x = b.x + t * b.stride;
-      V sum[2] = {zero(), zero()};
+      V sum[2] = {zero(), zero()}, chain[2] = {zero(), zero()};
       for (std::size_t k = 0; k < kBlockCols; ++k) {
         const std::uint8_t* line = b.w + k / 2 * 128 + k % 2 * 2;
         for (std::size_t half = 0; half < 2; ++half, line += 64) {
@@ -93,7 +93,10 @@ struct Bf16 : OneByOne {
           for (std::size_t r = 0; r < 16; ++r) {
             v.lane[r] = bits_to_float(static_cast<std::uint32_t>(line[4 * r] | line[4 * r + 1] << 8) << 16);
           }
-          sum[half] = fma(set1(x[k]), v, sum[half]);
+          chain[half] = fma(set1(x[k]), v, chain[half]);
+          if ((k + 1) % kChainCols != 0) continue;
+          sum[half] = add(sum[half], chain[half]);
+          chain[half] = zero();
         }
       }
       for (std::size_t half = 0; half < 2; ++half) {

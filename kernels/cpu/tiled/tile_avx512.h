@@ -113,6 +113,13 @@
   SHOAL_LINE("vpandd 16*" #even "+64(%[w]), %%zmm29, %%zmm28")  \
   SHOAL_TOKENS_##T(SHOAL_FMA_EVEN, even)                        \
   SHOAL_TOKENS_##T(SHOAL_FMA_ODD, odd)
+// s = s + chain
+#define SHOAL_JOIN(t, p, q, address)                                        \
+  SHOAL_LINE("vaddps " #t "*128(%[sums]), %%zmm" #p ", %%zmm" #p)           \
+  SHOAL_LINE("vaddps " #t "*128+64(%[sums]), %%zmm" #q ", %%zmm" #q)        \
+  SHOAL_LINE("vmovaps %%zmm" #p ", " #t "*128(%[sums])")                    \
+  SHOAL_LINE("vmovaps %%zmm" #q ", " #t "*128+64(%[sums])")
+// f = f + s; the last chain's sums are still in the registers
 #define SHOAL_ADD(t, p, q, address)                                         \
   SHOAL_LINE("vaddps " #t "*128(%[in]), %%zmm" #p ", %%zmm" #p)             \
   SHOAL_LINE("vaddps " #t "*128+64(%[in]), %%zmm" #q ", %%zmm" #q)          \
@@ -121,24 +128,30 @@
 
 #define SHOAL_BF16_TILE(T)                                                                                         \
   inline void bf16_tile_##T(const Block& b) {                                                                      \
+    alignas(64) float sums[T * kPanelRows] = {};                                                                   \
     const std::uint8_t* w = b.w;                                                                                   \
     const std::size_t stride = 4 * b.stride;                                                                       \
     const char *a0 = reinterpret_cast<const char*>(b.x), *a1 = a0 + 3 * stride, *a2 = a1 + 3 * stride,             \
                *a3 = a2 + 3 * stride;                                                                              \
     const std::uint8_t* ahead = b.ahead;                                                                           \
-    int steps = kBlockCols / 4;                                                                                    \
+    int chains = kBlockCols / kChainCols, steps;                                                                   \
     __asm__ volatile(                                                                                              \
-        SHOAL_TOKENS_##T(SHOAL_ZERO, 0)                                                                            \
         SHOAL_LINE("vpternlogd $255, %%zmm29, %%zmm29, %%zmm29") SHOAL_LINE("vpslld $16, %%zmm29, %%zmm29")        \
-        ".p2align 5\n"                                                                                             \
         "1:\n\t"                                                                                                   \
+        SHOAL_TOKENS_##T(SHOAL_ZERO, 0)                                                                            \
+        SHOAL_LINE("movl %[chain_steps], %[steps]")                                                                \
+        ".p2align 5\n"                                                                                             \
+        "2:\n\t"                                                                                                   \
         SHOAL_PAIR(T, 0, 4) SHOAL_PAIR(T, 8, 12)                                                                   \
         SHOAL_LINE("addq $16, %[a0]") SHOAL_LINE("addq $16, %[a1]") SHOAL_LINE("addq $16, %[a2]")                  \
         SHOAL_LINE("addq $16, %[a3]") SHOAL_LINE("addq $256, %[w]") SHOAL_LINE("addq $256, %[ahead]")              \
-        SHOAL_LINE("decl %[steps]") SHOAL_LINE("jnz 1b")                                                           \
+        SHOAL_LINE("decl %[steps]") SHOAL_LINE("jnz 2b")                                                           \
+        SHOAL_TOKENS_##T(SHOAL_JOIN, 0)                                                                            \
+        SHOAL_LINE("decl %[chains]") SHOAL_LINE("jnz 1b")                                                          \
         SHOAL_TOKENS_##T(SHOAL_ADD, 0)                                                                             \
-        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [steps] "+r"(steps),            \
-          [ahead] "+r"(ahead)                                                                                      \
-        : [stride] "r"(stride), [in] "r"(b.f_in), [out] "r"(b.f_out)                                               \
+        : [w] "+r"(w), [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [chains] "+r"(chains),          \
+          [steps] "=&r"(steps), [ahead] "+r"(ahead)                                                                \
+        : [stride] "r"(stride), [in] "r"(b.f_in), [out] "r"(b.f_out), [sums] "r"(sums),                            \
+          [chain_steps] "n"(kChainCols / 4)                                                                        \
         : "cc", "memory", SHOAL_CLOBBERED);                                                                     \
   }

@@ -35,19 +35,26 @@ inline void bf16_tile(const Block& b) {
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   V sum[T][2];
   for (int t = 0; t < T; ++t) sum[t][0] = sum[t][1] = zero();
-  for (std::size_t k = 0; k < kBlockCols; k += 2) {
-    V even[2], odd[2];
-    for (int half = 0; half < 2; ++half) {
-      const __m512i pairs = _mm512_load_si512(b.w + k * 64 + 64 * half);
-      even[half] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-      odd[half] = _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
+  for (std::size_t first = 0; first < kBlockCols; first += kChainCols) {
+    V chain[T][2];
+    for (int t = 0; t < T; ++t) chain[t][0] = chain[t][1] = zero();
+    for (std::size_t k = first; k < first + kChainCols; k += 2) {
+      V even[2], odd[2];
+      for (int half = 0; half < 2; ++half) {
+        const __m512i pairs = _mm512_load_si512(b.w + k * 64 + 64 * half);
+        even[half] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+        odd[half] = _mm512_castsi512_ps(_mm512_and_si512(pairs, upper));
+      }
+      for (int t = 0; t < T; ++t) {
+        const V x0 = set1(b.x[t * b.stride + k]), x1 = set1(b.x[t * b.stride + k + 1]);
+        for (int half = 0; half < 2; ++half) {
+          chain[t][half] = fma(x0, even[half], chain[t][half]);
+          chain[t][half] = fma(x1, odd[half], chain[t][half]);
+        }
+      }
     }
     for (int t = 0; t < T; ++t) {
-      const V x0 = set1(b.x[t * b.stride + k]), x1 = set1(b.x[t * b.stride + k + 1]);
-      for (int half = 0; half < 2; ++half) {
-        sum[t][half] = fma(x0, even[half], sum[t][half]);
-        sum[t][half] = fma(x1, odd[half], sum[t][half]);
-      }
+      for (int half = 0; half < 2; ++half) sum[t][half] = add(sum[t][half], chain[t][half]);
     }
   }
   for (int t = 0; t < T; ++t) {
