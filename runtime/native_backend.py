@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from shoal import __version__
 from shoal.kernels.cpu import UnsupportedIsa, module_path
 from shoal.kernels.cpu import engine_shape as native
 from shoal.kernels.cpu.engine_shape import ATTENTION, DELTA, EngineShape, EngineSizes, WeightTensor
@@ -177,11 +178,9 @@ class NativeBackend:
     @cached_property
     def determinism_class(self) -> str:
         """Build, and the instruction set only where products are not exact: int8 and int4 give the same bits on all of them."""
-        from importlib import metadata  # brings half the e-mail package
-
         build = hash_file(module_path())[:12]
         machine = platform.machine() if self.plan.format != "bf16" else f"{platform.machine()}-{self.engine.isa}"
-        return f"shoal-{metadata.version('shoal')}/cpu-{build}/{machine}"
+        return f"shoal-{__version__}/cpu-{build}/{machine}"
 
     def runner(self, blocks: BlockManager, clock: Callable[[], float]) -> NativeRunner:
         """What computes the steps over these books."""
