@@ -95,8 +95,6 @@ Memory::Memory(std::size_t num_bytes) : num_bytes_(num_bytes) {
   std::memset(data_, 0, num_bytes);
 }
 
-void Memory::fill() {}
-
 Memory::~Memory() {
   if (data_ != nullptr) ::operator delete(data_, std::align_val_t(kSmallPage));
 }

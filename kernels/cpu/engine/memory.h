@@ -23,14 +23,16 @@ class Memory {
   std::size_t num_bytes() const { return num_bytes_; }
 
  private:
-  void fill();
-
   std::uint8_t* data_ = nullptr;
   std::size_t num_bytes_;
+#if defined(__linux__)
+  void fill();
+
   std::mutex mutex_;
   std::condition_variable ending_;
   bool is_ending_ = false;
   std::thread filler_;
+#endif
 };
 
 }  // namespace shoal
