@@ -10,6 +10,7 @@
 #   make check                                  style, types, generated code, wire compatibility, architecture, links
 #   make bench                                  numbers of this machine, as JSON in build/bench
 #   make bench-start                            time to the first token of a process that has to start, as JSON in build/bench
+#   make bench-relay ARGS='--model DIR'          tokens a second through the service beside the engine's own
 #   make bench-cpu ARGS='--cells "0.8B/*"'       the native engine beside its peers and the machine's limits
 #   make eval-pocket                            the committed small model's scores; ARGS="--format int4" as the engine serves it
 #   make wheel                                  build the wheel and try it in a fresh environment
@@ -33,7 +34,7 @@ PROTOS  := $(sort $(wildcard proto/v1/*.proto))
 PROTOC   = $(BIN)/python -P -m grpc_tools.protoc -Ishoal/proto=proto
 RELEASE := proto/released/v0.1.binpb
 
-.PHONY: up test test-slow test-memory test-sanitize test-clang check check-style check-types check-proto check-house format bench bench-cpu bench-start eval-pocket wheel proto proto-release constraints clean links
+.PHONY: up test test-slow test-memory test-sanitize test-clang check check-style check-types check-proto check-house format bench bench-relay bench-cpu bench-start eval-pocket wheel proto proto-release constraints clean links
 .DELETE_ON_ERROR:
 
 # Needs no torch, but for the reference back end.
@@ -110,6 +111,9 @@ bench: $(DEV)
 
 bench-start: $(DEV)
 	@$(NICE) $(BIN)/python tests/bench/start.py $(ARGS)
+
+bench-relay: $(DEV)
+	@$(NICE) $(BIN)/python tests/bench/relay.py $(ARGS)
 
 # gguf writes the peers' files; the peers themselves are named by environment variables (tests/bench/contestants.py).
 bench-cpu: $(DEV)
