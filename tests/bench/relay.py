@@ -112,14 +112,16 @@ def measure(model: Path, num_streams: int, options: argparse.Namespace) -> dict:
     with service(model, num_streams, options.threads) as ready:
         address = ready["http"].removeprefix("http://")
         agent = ready["agents"][0]
-        pids = {"controller": ready["controllers"][0]["pid"], "agent": agent["pid"], "client": os.getpid()}
-        used = dict.fromkeys(pids, 0.0)
+        pids = {"controller": ready["controllers"][0]["pid"], "agent": agent["pid"]}
+        used = dict.fromkeys([*pids, "client"], 0.0)
         served_tokens_per_s(address, 32, num_streams)
         bench.decode(own, 32, PROMPT_TOKENS, num_streams, 0)
         for number in range(options.rounds):
             engine_rates.append(bench.decode(own, options.tokens, PROMPT_TOKENS, num_streams, number).tokens_per_s)
             before = {name: processor_seconds(pid) for name, pid in pids.items()}
+            client_began = time.process_time()
             service_rates.append(served_tokens_per_s(address, options.tokens, num_streams))
+            used["client"] += time.process_time() - client_began  # its threads have ended
             for name, pid in pids.items():
                 used[name] += processor_seconds(pid) - before[name]
     num_tokens = options.rounds * options.tokens * num_streams
