@@ -50,6 +50,7 @@ def _byte_of_letter() -> dict[str, int]:
 
 _BYTE_OF_LETTER = _byte_of_letter()
 _LETTER_OF_BYTE = {byte: letter for letter, byte in _BYTE_OF_LETTER.items()}
+_text_of = msgspec.json.Decoder(str).decode
 _LETTERS = codecs.charmap_build("".join(_LETTER_OF_BYTE[byte] for byte in range(256)))
 """The same as a table of the codec, which reads letters as bytes without the interpreter."""
 
@@ -169,7 +170,7 @@ class Tokenizer:
         literal = self._vocabulary.literal(token_id)
         if literal is None:
             return b""
-        token = msgspec.json.decode(literal, type=str)
+        token = _text_of(literal)
         try:
             return codecs.charmap_encode(token, "strict", _LETTERS)[0]
         except UnicodeEncodeError:
