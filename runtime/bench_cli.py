@@ -53,6 +53,7 @@ def bench(model: str, prompt: int, gen: int, depth: int, repetitions: int, as_js
     try:
         loaded = load_engine(resolve_model(model), options if options.context else replace(options, context=needed))
         engine = loaded.engine
+        loaded.backend.make_present()
         if engine.intake.max_model_len < needed:
             raise click.ClickException(f"needs a context of {needed} tokens; it is {engine.intake.max_model_len}")
         report: dict[str, Any] = {

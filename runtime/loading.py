@@ -89,6 +89,9 @@ class LoadedBackend(Protocol):
     def max_scored_piece(self) -> int:
         """The same where one sequence is alone (`score`)."""
 
+    def make_present(self) -> None:
+        """Let no step wait for memory that it is the first to use, nor run beside a thread that makes it present."""
+
     def runner(self, blocks: BlockManager, clock: Callable[[], float]) -> Runner: ...
 
     def score(self, config: ModelConfig, ids: Sequence[int], points: Sequence[int]) -> Iterator[tuple[str, memoryview]]:

@@ -182,6 +182,10 @@ class NativeBackend:
         machine = platform.machine() if self.plan.format != "bf16" else f"{platform.machine()}-{self.engine.isa}"
         return f"shoal-{__version__}/cpu-{build}/{machine}"
 
+    def make_present(self) -> None:
+        """LoadedBackend.make_present."""
+        self.engine.make_present()
+
     def runner(self, blocks: BlockManager, clock: Callable[[], float]) -> NativeRunner:
         """What computes the steps over these books."""
         from .native_runner import NativeRunner

@@ -90,6 +90,9 @@ class ReferenceBackend:
         machine = f"{platform.machine()}-{self.isa}"
         return f"shoal-{metadata.version('shoal')}/reference/torch-{torch.__version__}/{machine}"
 
+    def make_present(self) -> None:
+        """LoadedBackend.make_present: torch has written to what it holds."""
+
     def runner(self, blocks: BlockManager, clock: Callable[[], float]) -> ModelRunner:
         """What computes the steps over these books."""
         return ModelRunner(self.model, self.cache, blocks, clock)

@@ -135,6 +135,10 @@ class Engine:
         self.step(token_ids, rows, tables, (), full_at, full)
         return full
 
+    def make_present(self) -> None:
+        """Every page of the pools now, where it would otherwise come when it is used or when nothing else is to be done."""
+        self._native.make_present()
+
     def copy_slot(self, source: int, target: int) -> None:
         """Make `target` hold the states of `source`."""
         self._native.copy_slot(source, target)

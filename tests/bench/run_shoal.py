@@ -44,10 +44,12 @@ def main() -> None:
         context = options.depth + options.prompt + 1
     else:
         context = bench.decode_room(options.gen, options.depth, 1, MAX_PREFILL_BESIDE_DECODE)
-    engine = load_engine(
+    loaded = load_engine(
         options.model,
         EngineOptions(backend="cpu", threads=options.threads, isa=options.isa, parallel=1, context=max(context, 256)),
-    ).engine
+    )
+    loaded.backend.make_present()
+    engine = loaded.engine
     kind = "int8" if options.prompt else "read"
     isa = best_isa() if options.isa == "auto" else options.isa
 

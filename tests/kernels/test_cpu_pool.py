@@ -99,6 +99,30 @@ def test_threads_end_with_their_engine(model):
     assert num_threads() == before
 
 
+@linux_only
+def test_pools_that_are_made_present_have_no_thread_that_fills_them(model):
+    def tasks():
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    def resident_bytes():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before, want = tasks(), run(model.engine())[0]
+    engine = model.engine(num_pages=20_000)
+    pool = engine.pool_bytes["kv"]
+    assert pool > 32 << 20
+    assert tasks() == before + 1
+    resident = resident_bytes()
+    engine.make_present()
+    until = time.monotonic() + 5  # the kernel may list a joined thread for a moment
+    while tasks() != before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert tasks() == before
+    assert resident_bytes() - resident > pool - (16 << 20)  # the thread may have begun
+    engine.make_present()
+    assert np.array_equal(run(engine)[0], want)
+
+
 def test_engines_run_side_by_side(model):
     """Each from a thread of its own, which the interpreter's lock does not hold up."""
     want = run(model.engine())[0]

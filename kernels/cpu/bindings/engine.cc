@@ -199,6 +199,10 @@ void bind_engine(nb::module_& m) {
                    [](const BoundEngine& e) { return e.engine->allocations_in_last_step(); })
       .def("step", &BoundEngine::step, nb::arg("token_ids"), nb::arg("rows"), nb::arg("tables"), nb::arg("full_at"),
            nb::arg("full").none(), nb::arg("top"))
+      .def("make_present", [](BoundEngine& e) {
+             const nb::gil_scoped_release unlocked;
+             e.engine->make_present();
+           })
       .def("copy_slot", [](BoundEngine& e, std::size_t from, std::size_t to) { e.engine->copy_slot(from, to); },
            nb::arg("source"), nb::arg("target"))
       .def("copy_page", [](BoundEngine& e, std::size_t from, std::size_t to) { e.engine->copy_page(from, to); },

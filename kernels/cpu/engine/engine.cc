@@ -113,6 +113,12 @@ float* Engine::state_of(std::size_t ordinal, std::size_t slot) const {
   return states + (ordinal * sizes_.num_slots + slot) * shape_.delta().floats();
 }
 
+void Engine::make_present() {
+  kv_.make_present();
+  states_.make_present();
+  arena_.make_present();
+}
+
 void Engine::copy_slot(std::size_t source, std::size_t target) {
   for (std::size_t i = 0; i < shape_.count(LayerKind::kDelta); ++i) {
     const float* from = state_of(i, source);

@@ -50,6 +50,7 @@ class Engine {
   void step(const StepInput& input);
   std::ptrdiff_t allocations_in_last_step() const { return allocations_in_last_step_; }  // -1: not counted
 
+  void make_present();  // every page of the pools, for who measures steps alone
   void copy_slot(std::size_t source, std::size_t target);
   void copy_page(std::size_t source, std::size_t target);
 

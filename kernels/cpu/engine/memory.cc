@@ -77,13 +77,22 @@ void Memory::fill() {
   }
 }
 
-Memory::~Memory() {
+void Memory::stop_filling() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     is_ending_ = true;
   }
   ending_.notify_all();
   if (filler_.joinable()) filler_.join();
+}
+
+void Memory::make_present() {
+  stop_filling();
+  if (data_ != nullptr) madvise(data_, round_up(num_bytes_, kSmallPage), kPopulateWrite);
+}
+
+Memory::~Memory() {
+  stop_filling();
   if (data_ != nullptr) munmap(data_, round_up(num_bytes_, kSmallPage));
 }
 
@@ -94,6 +103,8 @@ Memory::Memory(std::size_t num_bytes) : num_bytes_(num_bytes) {
   data_ = static_cast<std::uint8_t*>(::operator new(num_bytes, std::align_val_t(kSmallPage)));
   std::memset(data_, 0, num_bytes);
 }
+
+void Memory::make_present() {}
 
 Memory::~Memory() {
   if (data_ != nullptr) ::operator delete(data_, std::align_val_t(kSmallPage));

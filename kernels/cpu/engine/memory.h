@@ -19,6 +19,8 @@ class Memory {
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
 
+  void make_present();  // all of it, before it returns
+
   std::uint8_t* data() const { return data_; }
   std::size_t num_bytes() const { return num_bytes_; }
 
@@ -27,6 +29,7 @@ class Memory {
   std::size_t num_bytes_;
 #if defined(__linux__)
   void fill();
+  void stop_filling();
 
   std::mutex mutex_;
   std::condition_variable ending_;
