@@ -56,10 +56,28 @@ def test_a_file_cached_in_small_pages_is_cached_in_large_ones(path):
     evict(path)
     if seen_through_large_pages(path) < SIZE // 2:
         pytest.skip("this file system caches nothing in large pages")
+    evict(path)
+    if _cpu.large_page_bytes(str(path)) == 0:
+        pytest.skip("this system does not say which pages are large")
     cache_in_small_pages(path)
     assert seen_through_large_pages(path) < SIZE // 2
     assert _cpu.large_page_bytes(str(path)) >= SIZE * 3 // 4
     assert path.read_bytes()[:: MIB // 2] == bytes(number for number in range(SIZE // MIB) for _ in range(2))
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="not Linux")
+def test_a_part_that_is_cached_in_small_pages_alone_is_read_again(path):
+    evict(path)
+    if _cpu.large_page_bytes(str(path)) < SIZE * 3 // 4:
+        pytest.skip("this system caches nothing in large pages, or does not say so")
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 40 * MIB, 8 * MIB, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    for at in range(40 * MIB, 48 * MIB, 4096):
+        os.pread(fd, 4096, at)
+    os.close(fd)
+    assert seen_through_large_pages(path) <= SIZE - 8 * MIB
+    assert _cpu.large_page_bytes(str(path)) >= SIZE - 4 * MIB
 
 
 def test_a_file_that_another_process_sees_stays_as_it_is(path):

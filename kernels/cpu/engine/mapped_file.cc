@@ -16,10 +16,10 @@
 #endif
 
 #if defined(__linux__)
+#include <sys/ioctl.h>
+
 #include <algorithm>
 #include <chrono>
-#include <cinttypes>
-#include <cstdio>
 #endif
 
 namespace shoal {
@@ -66,8 +66,19 @@ namespace {
 
 constexpr std::size_t kPage = 4096, kLargePage = std::size_t{2} << 20;
 constexpr std::size_t kWorthReloading = std::size_t{64} << 20;  // smaller files lie in caches, or take no time
+constexpr std::size_t kTolerated = 32;                          // a part in so many may lie in small pages
 constexpr std::size_t kTrial = std::size_t{32} << 20;
 constexpr double kMaxReloadSeconds = 4.0;
+
+// PAGEMAP_SCAN of Linux 6.7, <linux/fs.h>: older headers lack it.
+struct ScannedRegion {
+  std::uint64_t begin, end, categories;
+};
+struct Scan {
+  std::uint64_t size, flags, begin, end, walk_end, regions, num_regions, max_pages, category_inverted, category_mask,
+      category_anyof_mask, return_mask;
+};
+constexpr std::uint64_t kIsHuge = 1 << 6;
 
 // Every page is read in each step; faults one by one would cost the first step dearly. A refusal costs speed only.
 void populate(const std::uint8_t* begin, std::size_t num_bytes) {
@@ -109,39 +120,73 @@ bool MappedFile::map(int fd) {
   return true;
 }
 
-// A file that was copied, or read in the ordinary way, is cached in small pages and would stay so. It is read once more,
-// where a trial on its beginning shows that this helps and is not long.
+// What was copied, or read in the ordinary way, is cached in small pages and would stay so. It is read once more, where a
+// trial on its beginning shows that this helps and is not long.
 void MappedFile::cache_in_large_pages(int fd) {
-  if (num_bytes_ < kWorthReloading || large_page_bytes() >= num_bytes_ / 2) return;
+  std::vector<Part> parts;
+  if (num_bytes_ < kWorthReloading || !find_small_pages(parts)) return;
+  std::size_t small = 0;
+  for (const Part& part : parts) small += part.end - part.begin;
+  if (small < num_bytes_ / kTolerated) return;
+  std::size_t tried = 0;
   const auto start = std::chrono::steady_clock::now();
-  evict(fd, data_, 0, kTrial);
-  const std::size_t left = large_page_bytes();
-  populate(data_, kTrial);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const bool helps = large_page_bytes() >= left + kTrial / 2;
-  if (!helps || seconds * static_cast<double>(num_bytes_) > kMaxReloadSeconds * static_cast<double>(kTrial)) return;
-  evict(fd, data_, kTrial, num_bytes_);
-  populate(data_ + kTrial, num_bytes_ - kTrial);
+  for (const Part& part : parts) {
+    for (std::size_t at = part.begin; at < part.end; at += kTrial) {
+      const std::size_t end = std::min(at + kTrial, part.end);
+      evict(fd, data_, at, end);
+      populate(data_ + at, end - at);
+      if (tried >= kTrial) continue;
+      tried += end - at;
+      if (tried < std::min(kTrial, small)) continue;
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      std::vector<Part> left;
+      if (!find_small_pages(left)) return;
+      std::size_t still = 0;
+      for (const Part& one : left) still += one.end - one.begin;
+      const bool helps = still + tried / 2 <= small;
+      if (!helps || seconds * static_cast<double>(small) > kMaxReloadSeconds * static_cast<double>(tried)) return;
+    }
+  }
+}
+
+// Whole large pages that the processor sees as small ones, ascending.
+bool MappedFile::find_small_pages(std::vector<Part>& parts) const {
+  const int pages = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  if (pages < 0) return false;
+  const std::uint64_t first = reinterpret_cast<std::uintptr_t>(data_);
+  const std::size_t end = num_bytes_ / kLargePage * kLargePage;
+  ScannedRegion regions[256];
+  Scan scan = {};
+  scan.size = sizeof scan;
+  scan.begin = first;
+  scan.end = first + end;
+  scan.regions = reinterpret_cast<std::uintptr_t>(regions);
+  scan.num_regions = 256;
+  scan.category_inverted = scan.category_mask = kIsHuge;
+  scan.return_mask = kIsHuge;
+  int count = 0;
+  while (scan.begin < scan.end && (count = ioctl(pages, _IOWR('f', 16, Scan), &scan)) > 0) {
+    for (int i = 0; i < count; ++i) {
+      const std::size_t from = (regions[i].begin - first) / kLargePage * kLargePage;
+      const std::size_t to = std::min(round_up(regions[i].end - first, kLargePage), end);
+      if (!parts.empty() && from <= parts.back().end) {
+        parts.back().end = std::max(parts.back().end, to);
+      } else {
+        parts.push_back({from, to});
+      }
+    }
+    scan.begin = scan.walk_end;
+  }
+  close(pages);
+  return count >= 0;
 }
 
 std::size_t MappedFile::large_page_bytes() const {
-  if (num_bytes_ == 0) return 0;
-  std::FILE* maps = std::fopen("/proc/self/smaps", "re");
-  if (maps == nullptr) return 0;
-  char line[512];
-  bool is_ours = false;
-  std::size_t kilobytes = 0;
-  while (std::fgets(line, sizeof line, maps) != nullptr) {
-    std::uintptr_t begin, end;
-    if (std::sscanf(line, "%" SCNxPTR "-%" SCNxPTR " ", &begin, &end) == 2) {
-      if (is_ours) break;  // the next mapping
-      is_ours = begin == reinterpret_cast<std::uintptr_t>(data_);
-    } else if (is_ours && std::sscanf(line, "FilePmdMapped: %zu", &kilobytes) == 1) {
-      break;
-    }
-  }
-  std::fclose(maps);
-  return std::min(kilobytes * 1024, num_bytes_);
+  std::vector<Part> parts;
+  if (num_bytes_ < kLargePage || !find_small_pages(parts)) return 0;
+  std::size_t large = num_bytes_ / kLargePage * kLargePage;
+  for (const Part& part : parts) large -= part.end - part.begin;
+  return large;
 }
 
 #else

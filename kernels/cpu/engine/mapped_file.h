@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace shoal {
 
@@ -17,7 +18,7 @@ class MappedFile {
   const std::uint8_t* data() const { return data_; }
   std::size_t num_bytes() const { return num_bytes_; }
 
-  // How much of it the processor sees through large pages; 0 where the system does not say.
+  // How much of it the processor sees through large pages; 0 where the system does not say (Linux says so from 6.7 on).
   std::size_t large_page_bytes() const;
 
  private:
@@ -25,6 +26,10 @@ class MappedFile {
   bool map(int fd);  // false: errno says why
 #endif
 #if defined(__linux__)
+  struct Part {
+    std::size_t begin, end;  // bytes, multiples of a large page
+  };
+  bool find_small_pages(std::vector<Part>& parts) const;  // false: the system does not say
   void cache_in_large_pages(int fd);
 #endif
 
