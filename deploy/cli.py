@@ -6,6 +6,7 @@ this order of precedence; exit codes are 0 done, 1 failed, 2 wrong usage.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -59,6 +60,9 @@ GROUP_HELP = {
     "node": "Machines of a running fleet.",
     "request": "Requests of a running fleet.",
 }
+COLLECTED_AFTER = 50_000
+"""Objects more than were freed, until the collector looks for cycles. The interpreter's 700 make it look hundreds of times while modules
+and vocabularies are built, which all live on."""
 ENDS_AT_ONCE = ("generate", "bench")
 """Commands that leave without the interpreter's farewell: taking a loaded model apart piece by piece only keeps whoever waits for the
 end waiting, and the system takes it back whole. They own nothing that has to be put away."""
@@ -101,6 +105,7 @@ root.callback = load_defaults
 
 def main() -> None:
     """Entry point of the console script. Names of files and models come as they are; nothing here imports torch."""
+    gc.set_threshold(COLLECTED_AFTER, 10, 10)
     state: dict[str, Any] = {}
     try:
         root.main(prog_name="shoal", windows_expand_args=False, obj=state)
