@@ -37,7 +37,8 @@ Engine::Engine(const ModelShape& shape, const EngineSizes& sizes, const Kernels&
       states_(pool_bytes(shape, sizes, 0).state),
       arena_(arena_bytes(shape, sizes)),
       buffers_(carve(shape, sizes, arena_.data())),
-      pool_(sizes.threads, sizes.cpus) {
+      pool_(sizes.threads, sizes.cpus),
+      claims_(sizes.threads) {
   std::size_t num_delta = 0, num_attention = 0;
   for (LayerKind kind : shape.layers) ordinals_.push_back(kind == LayerKind::kDelta ? num_delta++ : num_attention++);
   job_.sequences.reserve(sizes.max_rows);
@@ -65,7 +66,7 @@ void Engine::step(const StepInput& input) {
   job_.input = input;
   choose_wanted();
   StepContext context = {{shape_, sizes_, weights_, kernels_, buffers_, ordinals_, kv_.data(),
-                          reinterpret_cast<float*>(states_.data()), pool_},
+                          reinterpret_cast<float*>(states_.data()), pool_, claims_},
                          job_};
   if (input.num_tokens > 0) pool_.run(&Engine::work, &context);
   const std::size_t here = num_allocations() - before;

@@ -11,6 +11,7 @@
 
 #include "engine/arena.h"
 #include "engine/batch.h"
+#include "engine/claims.h"
 #include "engine/memory.h"
 #include "engine/model.h"
 #include "engine/team.h"
@@ -77,6 +78,7 @@ class Engine {
   Memory kv_, states_, arena_;
   Buffers buffers_;
   ThreadPool pool_;
+  Claims claims_;
   Job job_;
   std::vector<std::uint8_t> slot_marks_;
   std::ptrdiff_t allocations_in_last_step_ = 0;

@@ -20,7 +20,7 @@ namespace {
 constexpr std::size_t kFirstScored = 64;      // at least
 constexpr float kDeviations = 6.5f;
 constexpr float kRounding = 1e-4f;            // of f32 sums, relative: more than they err
-constexpr std::size_t kScanPanels = 128;      // multiplied between looks at the results
+constexpr std::size_t kScanPanels = 32;       // multiplied between looks at the results
 constexpr std::size_t kScoreBytes = 128 * 1024;  // of the table, kept near while all wanted rows meet it
 constexpr std::size_t kScoreRows = 256;          // at most
 
@@ -88,12 +88,10 @@ class HeadWorker {
   void scan() {
     const Activations a = activations(buffers_.top_x, buffers_.hidden_stride, job_.tops.size(), shape_.hidden,
                                       buffers_.quantised);
-    const Range panels = member_.share_of(buffers_.num_scan_panels);
-    for (std::size_t begin = panels.begin; begin < panels.end; begin += kScanPanels) {
-      const Range part = {begin, std::min(begin + kScanPanels, panels.end)};
+    member_.parts.claims.take(member_.thread, buffers_.num_scan_panels, kScanPanels, [&](Range part) {
       member_.multiply(weights_.head_scan, a, part, {buffers_.scan, buffers_.scan_stride, Store::kSet});
       for (std::size_t i = 0; i < job_.tops.size(); ++i) look_at(i, part);
-    }
+    });
   }
 
   void look_at(std::size_t top, Range panels) {

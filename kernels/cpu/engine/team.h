@@ -1,12 +1,14 @@
 // What the threads of a step share, and what one of them sees of it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "engine/arena.h"
 #include "engine/batch.h"
+#include "engine/claims.h"
 #include "engine/thread_pool.h"
 #include "engine/weights.h"
 
@@ -36,7 +38,10 @@ struct Parts {
   std::uint8_t* kv;                          // [attention layers][num_pages][kv_heads] pages
   float* states;                             // [DeltaNet layers][num_slots] states
   ThreadPool& pool;
+  Claims& claims;
 };
+
+constexpr std::size_t kPieceBytes = 64 * 1024;  // of weights, that a thread takes at once
 
 // One thread of a step.
 struct Member {
@@ -59,9 +64,11 @@ struct Member {
     }
   }
 
-  // This thread's share of all panels.
+  // This thread's share of all panels: of few rows what it gets to, of many a fixed part.
   void multiply(const Matrix& w, const Activations& a, const Output& out) const {
-    multiply(w, a, share_of(w.num_panels()), out);
+    if (a.n > kDirectRows) return multiply(w, a, share_of(w.num_panels()), out);
+    const std::size_t piece = std::max<std::size_t>(1, kPieceBytes / std::max<std::size_t>(1, w.panel_bytes()));
+    parts.claims.take(thread, w.num_panels(), piece, [&](Range panels) { multiply(w, a, panels, out); });
   }
 
   // Rows [rows.begin, rows.end) of x [.][stride] into the same rows of `to`.

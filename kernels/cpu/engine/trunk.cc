@@ -3,7 +3,8 @@
 //   x = embedding[ids]
 //   each layer:  x += out_proj(mixer(projection(norm(x))));  x += down(silu(gate(norm(x))) * up(norm(x)))
 //
-// A thread computes a contiguous range of panels of each matrix, and its share of the mixer's heads; barriers between. With
+// A thread computes a contiguous range of panels of each matrix, and its share of the mixer's heads (with few rows also what
+// others have not begun when it is through, claims.h); barriers between. With
 // few rows every thread norms and quantises all of them for itself, which is cheaper than to meet once more; with many they
 // share the rows and meet. In the last layer only tokens whose results are wanted go on behind the mixer.
 #include <algorithm>
@@ -29,6 +30,7 @@ class TrunkWorker {
         kernels_(member.parts.kernels), num_rows_(job.input.num_tokens) {}
 
   void run() {
+    member_.parts.claims.begin(member_.thread);
     embed();
     member_.barrier();
     const std::vector<LayerWeights>& layers = member_.parts.weights.layers;
@@ -110,7 +112,10 @@ class TrunkWorker {
     const bool has_gates = w.kind == LayerKind::kDelta;
     const Activations a = norm(w.input_norm, is_integer(w.projection) || (has_gates && is_integer(w.gates)));
     const Output out = {buffers_.projected, buffers_.projected_stride, Store::kSet};
-    if (has_gates) {
+    if (has_gates && has_few_rows()) {
+      member_.multiply(w.projection, a, out);
+      member_.multiply(w.gates, a, {buffers_.gates, buffers_.gates_stride, Store::kSet});
+    } else if (has_gates) {
       const std::size_t cost = panel_cost(w.projection), gates_cost = panel_cost(w.gates);
       const std::size_t num = w.projection.num_panels(), num_gates = w.gates.num_panels();
       CostCut cut(num * cost + num_gates * gates_cost, member_.thread, member_.num_threads());
@@ -122,11 +127,8 @@ class TrunkWorker {
     member_.barrier();
   }
 
-  // Few rows wait for memory, many for arithmetic.
-  std::size_t panel_cost(const Matrix& w) const {
-    if (has_few_rows()) return w.panel_bytes();
-    return w.num_blocks() * (is_integer(w) ? 1 : kManyRowsBf16Cost);
-  }
+  // Of many rows, which wait for arithmetic.
+  static std::size_t panel_cost(const Matrix& w) { return w.num_blocks() * (is_integer(w) ? 1 : kManyRowsBf16Cost); }
 
   static Range taken(CostCut& cut, std::size_t num_panels, std::size_t cost) {
     Range panels = {0, 0};
@@ -140,21 +142,31 @@ class TrunkWorker {
 
   void mix_delta(const LayerWeights& w, std::size_t ordinal) {
     const DeltaShape shape = shape_.delta();
-    std::size_t total = 0;
-    for (const Sequence& s : job_.sequences) total += shape.key_heads * (s.count + kDeltaFixedCost);
-    CostCut cut(total, member_.thread, member_.num_threads());
-    for (const Sequence& s : job_.sequences) {
-      float* state = member_.parts.states + (ordinal * member_.parts.sizes.num_slots + s.slot) * shape.floats();
-      for (std::size_t head = 0; head < shape.key_heads; ++head) {
-        if (!cut.takes(s.count + kDeltaFixedCost)) continue;
-        kernels_.delta->advance(shape, w.delta, state, head, buffers_.projected + s.begin * buffers_.projected_stride,
-                                buffers_.projected_stride, buffers_.gates + s.begin * buffers_.gates_stride,
-                                buffers_.gates_stride, s.count, s.start, buffers_.mixed + s.begin * buffers_.mixed_stride,
-                                buffers_.mixed_stride, member_.own().scratch);
+    if (has_few_rows()) {
+      member_.parts.claims.take(member_.thread, job_.sequences.size() * shape.key_heads, 1, [&](Range items) {
+        advance(w, ordinal, shape, job_.sequences[items.begin / shape.key_heads], items.begin % shape.key_heads);
+      });
+    } else {
+      std::size_t total = 0;
+      for (const Sequence& s : job_.sequences) total += shape.key_heads * (s.count + kDeltaFixedCost);
+      CostCut cut(total, member_.thread, member_.num_threads());
+      for (const Sequence& s : job_.sequences) {
+        for (std::size_t head = 0; head < shape.key_heads; ++head) {
+          if (cut.takes(s.count + kDeltaFixedCost)) advance(w, ordinal, shape, s, head);
+        }
       }
     }
     clear_beyond(shape_.delta_value_dim());
     member_.barrier();
+  }
+
+  void advance(const LayerWeights& w, std::size_t ordinal, const DeltaShape& shape, const Sequence& s,
+               std::size_t head) const {
+    float* state = member_.parts.states + (ordinal * member_.parts.sizes.num_slots + s.slot) * shape.floats();
+    kernels_.delta->advance(shape, w.delta, state, head, buffers_.projected + s.begin * buffers_.projected_stride,
+                            buffers_.projected_stride, buffers_.gates + s.begin * buffers_.gates_stride,
+                            buffers_.gates_stride, s.count, s.start, buffers_.mixed + s.begin * buffers_.mixed_stride,
+                            buffers_.mixed_stride, member_.own().scratch);
   }
 
   void mix_attention(const LayerWeights& w, std::size_t ordinal) {
