@@ -41,6 +41,8 @@ TOLERANCE_RATIO, TOLERANCE_BYTES = 0.03, 64 * MIB
 """The larger of both is allowed."""
 MARGIN_BYTES = 1024 * MIB
 """What the machine must have available beyond the plan."""
+RESIDENT = re.compile(r"^(Rss\w+):\s+(\d+) kB$", re.MULTILINE)
+WEIGHTS = re.compile(r"/model\.safetensors\nSize:\s+(\d+) kB\n(?:\w+:.*\n)*?Rss:\s+(\d+) kB")
 QUIET_S = 2.0
 """Pools become present when no processor has anything else to do; without growth for so long, they are."""
 PRESENT_WITHIN_S = 300.0
@@ -48,7 +50,8 @@ PRESENT_WITHIN_S = 300.0
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of a process by kind, as the system counts them."""
+    """Bytes of a process by kind, as the system counts them; of mapped weights their length: a system that is short of memory, or that
+    looks for pages at rest, takes some back for a while, which is not ours to plan."""
 
     anonymous: int
     files: int
@@ -59,9 +62,12 @@ class Held:
 
 
 def held_by(pid: int) -> Held:
-    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    kib = {name: int(value) for name, value in re.findall(r"^(Rss\w+):\s+(\d+) kB$", text, re.MULTILINE)}
-    return Held(kib["RssAnon"] * 1024, (kib["RssFile"] + kib["RssShmem"]) * 1024)
+    process = Path(f"/proc/{pid}")
+    kib = {name: int(value) for name, value in RESIDENT.findall((process / "status").read_text(encoding="ascii"))}
+    files = kib["RssFile"] + kib["RssShmem"]
+    for size, resident in WEIGHTS.findall((process / "smaps").read_text(encoding="utf-8")):
+        files += int(size) - int(resident)
+    return Held(kib["RssAnon"] * 1024, files * 1024)
 
 
 def available_bytes() -> int:
