@@ -67,7 +67,7 @@ namespace {
 constexpr std::size_t kPage = 4096, kLargePage = std::size_t{2} << 20;
 constexpr std::size_t kWorthReloading = std::size_t{64} << 20;  // smaller files lie in caches, or take no time
 constexpr std::size_t kTolerated = 32;                          // a part in so many may lie in small pages
-constexpr std::size_t kTrial = std::size_t{32} << 20;
+constexpr std::size_t kTrial = std::size_t{8} << 20;  // in vain at each start where the file system has no large pages
 constexpr double kMaxReloadSeconds = 4.0;
 
 // PAGEMAP_SCAN of Linux 6.7, <linux/fs.h>: older headers lack it.
